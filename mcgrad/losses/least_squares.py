@@ -1,0 +1,372 @@
+"""Least squares of a linear map, example by example or from the moments of a data set.
+
+For an input u (features,) and a target v (outputs,), with the residual r = W u + bias - v:
+
+    f = ‖r‖²
+
+    ∂f/∂W = 2 r uᵀ     ∂f/∂u = 2 Wᵀr     ∂f/∂bias = 2 r     ∂f/∂v = -2 r
+
+On a fixed data set, with the moments M = Σ u uᵀ, C = Σ v uᵀ and kappa = Σ ‖v‖²:
+
+    Σ ‖W u - v‖² = W:(W M - 2 C) + kappa
+
+    ∂/∂W = 2 (W M - C)     ∂/∂M = WᵀW     ∂/∂C = -2 W     ∂/∂kappa = 1
+
+W is (outputs, features), M (features, features) symmetric, C (outputs, features).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcgrad._arrays import (
+    Array,
+    ArrayLike,
+    Axes,
+    Float,
+    accumulator,
+    check_choice,
+    common_dtype,
+    product,
+    promoted,
+)
+from mcgrad._blocks import Plan, check_block_size, plan, take
+from mcgrad._pairing import Rule, public
+from mcgrad._reduction import Reduction, drop_dead
+from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
+
+__all__ = [
+    "LeastSquaresMoments",
+    "least_squares_moments",
+    "linear_least_squares_loss",
+    "moment_least_squares_loss",
+]
+
+
+def _equation(weights, inputs, targets, bias, sample_weight, *, reduction, block_size):
+    residuals = linear_scores(weights, inputs, bias, reduction.accumulator)
+    residuals -= targets.astype(residuals.dtype)
+    return reduction.value(jnp.sum(jnp.square(residuals), 1), sample_weight)
+
+
+class _Examples(NamedTuple):
+    """What a tile knows of its examples."""
+
+    targets: Array
+    scale: Array  # the cotangent of the example's loss
+
+
+def _tile(scores, examples: _Examples, first) -> Tile:
+    """‖r‖² over the outputs of a tile, and its slopes scale * 2 r."""
+    targets = take(examples.targets, first, scores.shape[1], axis=1)
+    r = scores - targets.astype(scores.dtype)
+    return Tile(rows=(jnp.sum(jnp.square(r), 1),), slopes=2 * examples.scale[:, None] * r)
+
+
+def _forward(weights, inputs, targets, bias, sample_weight, *, reduction, block_size, wanted):
+    args = weights, inputs, targets, bias, sample_weight
+    scale = jnp.ones(inputs.shape[0], reduction.accumulator)
+    scale = scale if sample_weight is None else sample_weight
+    walk = plan(inputs.shape[0], weights.shape[0], block_size)
+    now = wanted if one_pass(reduction.name, walk, inputs) else frozenset()
+    sums = _sums(args, scale, walk, now, rows=(True,))
+    return reduction.value(sums.rows[0], sample_weight), (args, sums)
+
+
+def _backward(residuals, ct, *, reduction, block_size, wanted):
+    args, sums = residuals
+    weights, inputs, _, _, sample_weight = args
+    losses = sums.rows[0]
+    rows, factor = reduction.by_losses(ct, losses, sample_weight)
+    walk = plan(inputs.shape[0], weights.shape[0], block_size)
+    if not one_pass(reduction.name, walk, inputs):
+        sums = _sums(args, rows, walk, wanted)
+    return (
+        factor * sums.weights,  # 2 r uᵀ
+        factor * sums.inputs,  # 2 Wᵀr
+        -factor * sums.scores,  # -2 r
+        factor * sums.bias,  # 2 r
+        reduction.by_sample_weight(ct, losses, sample_weight),
+    )
+
+
+def _sums(args, scale, walk: Plan, wanted, rows=()) -> Sums:
+    """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
+    weights, inputs, targets, bias, _ = args
+    wanted = wanted - {"targets"} | ({"scores"} if "targets" in wanted else frozenset())
+    return sum_over_tiles(
+        _tile, _Examples(targets, scale), weights, inputs, bias,
+        plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
+    )  # fmt: skip
+
+
+def _draw(key, batch, dtype, *, smooth):
+    """Arguments for the checker; there is no kink, so no smooth twin."""
+    keys = jax.random.split(key, 5)
+    args = (
+        jax.random.normal(keys[0], (4, 3), dtype),
+        jax.random.normal(keys[1], (*batch, 3), dtype),
+        jax.random.normal(keys[2], (*batch, 4), dtype),
+    )
+    bias = jax.random.normal(keys[3], (4,), dtype)
+    sample_weight = jax.random.uniform(keys[4], batch, dtype, 0.5, 2.0)
+    return args, {"bias": bias, "sample_weight": sample_weight}
+
+
+@public(Rule(_equation, _forward, _backward, ("reduction", "block_size")), _draw)
+def linear_least_squares_loss(
+    weights: Float[ArrayLike, "outputs features"],
+    inputs: Float[ArrayLike, "*batch features"],
+    targets: Float[ArrayLike, "*batch outputs"],
+    *,
+    bias: Float[ArrayLike, " outputs"] | None = None,
+    sample_weight: Float[ArrayLike, "*batch"] | None = None,
+    reduction: str = "mean",
+    block_size: int | None = None,
+) -> Any:
+    """Squared error of a linear map.
+
+    For an input u and a target v, with r = W u + bias - v:
+
+        f = ‖r‖²
+
+    Gradient:
+
+        ∂f/∂W = 2 r uᵀ    ∂f/∂u = 2 Wᵀr    ∂f/∂v = -2 r    ∂f/∂bias = 2 r
+
+    and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. There are no
+    ties and nothing for a `mu` to smooth.
+
+    Args:
+        weights: W, (outputs, features).
+        inputs: u, (*batch, features), or (features,) for one example.
+        targets: v, (*batch, outputs).
+        bias: (outputs,). Default: none.
+        sample_weight: (*batch,), >= 0; an example of weight 0 adds nothing, even if it holds NaN.
+        reduction: "mean" (default; divides by the sum of the sample weights), "sum" or "none".
+        block_size: how many examples, or outputs if there are more of those, are taken at a time;
+            None (default) chooses by the device's cache or memory.
+
+    Returns:
+        A scalar, or (*batch,) for reduction "none", in the promoted dtype of the float arguments;
+        half precision is summed in float32.
+
+    Raises:
+        ValueError: a shape, range or name is wrong.
+        TypeError: a dtype is wrong.
+
+    Cost: one matrix product for the value and one for each of ∂W and ∂u that is asked for (one more
+    under "none"), in the memory of one block of residuals.
+
+    Example:
+        >>> weights = jnp.array([[1.0, 2.0]])
+        >>> inputs, targets = jnp.array([1.0, 1.0]), jnp.array([2.0])
+        >>> value, gradient = jax.value_and_grad(linear_least_squares_loss)(weights, inputs, targets)
+        >>> print(value, gradient)
+        1.0 [[2. 2.]]
+
+    References:
+        Petersen and Pedersen, "The Matrix Cookbook", 2012, section 2.4 (derivatives of second-order
+        forms). PyTorch's mse_loss is this loss divided by `outputs`.
+    """
+    axes = Axes()
+    weights = axes.real("weights", weights, "outputs features")
+    inputs = axes.real("inputs", inputs, "*batch features")
+    targets = axes.real("targets", targets, "*batch outputs")
+    bias = None if bias is None else axes.real("bias", bias, "outputs")
+    if sample_weight is not None:
+        sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
+    check_block_size(block_size)
+    over = Reduction.of(reduction, axes, weights, inputs, targets, bias, sample_weight)
+    if sample_weight is not None:
+        sample_weight, inputs, targets = drop_dead(sample_weight, inputs, targets)
+    inputs, targets, sample_weight = axes.flatten(inputs, targets, sample_weight)
+    weights, inputs = promoted(common_dtype(weights, inputs), weights, inputs)
+    bias, sample_weight = promoted(over.accumulator, bias, sample_weight)
+    args = weights, inputs, targets, bias, sample_weight
+    return args, {"reduction": over, "block_size": block_size}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LeastSquaresMoments:
+    """What least squares needs to know of a data set. The moments of two data sets add with `+`.
+
+    Attributes:
+        inputs: M = Σ s u uᵀ, (features, features).
+        cross: C = Σ s v uᵀ, (outputs, features).
+        targets: kappa = Σ s ‖v‖², a scalar.
+        weight: Σ s, a scalar: the number of examples where none is weighted.
+    """
+
+    inputs: Array
+    cross: Array
+    targets: Array
+    weight: Array
+
+    def __add__(self, other: "LeastSquaresMoments") -> "LeastSquaresMoments":
+        return jax.tree.map(jnp.add, self, other)
+
+
+def least_squares_moments(
+    inputs: Float[ArrayLike, "*batch features"],
+    targets: Float[ArrayLike, "*batch outputs"],
+    *,
+    sample_weight: Float[ArrayLike, "*batch"] | None = None,
+) -> LeastSquaresMoments:
+    """The moments of a data set, for `moment_least_squares_loss`.
+
+        M = Σ s u uᵀ     C = Σ s v uᵀ     kappa = Σ s ‖v‖²     weight = Σ s
+
+    They are plain JAX functions of the data, and differentiable as such.
+
+    Args:
+        inputs: u, (*batch, features).
+        targets: v, (*batch, outputs).
+        sample_weight: s, (*batch,), >= 0; an example of weight 0 adds nothing, even if it holds
+            NaN. Default: ones.
+
+    Returns:
+        A `LeastSquaresMoments`, a pytree, in the promoted dtype of the arguments, at least float32.
+
+    Raises:
+        ValueError: a shape or range is wrong.
+        TypeError: a dtype is wrong.
+
+    Cost: two matrix products, once for a data set.
+
+    Example:
+        >>> moments = least_squares_moments(jnp.array([[1.0, 2.0]]), jnp.array([[3.0]]))
+        >>> print(moments.inputs, moments.cross, moments.targets, (moments + moments).weight)
+        [[1. 2.]
+         [2. 4.]] [[3. 6.]] 9.0 2.0
+
+    References:
+        The normal equations; Petersen and Pedersen, "The Matrix Cookbook", 2012, section 2.4.
+    """
+    axes = Axes()
+    inputs = axes.real("inputs", inputs, "*batch features")
+    targets = axes.real("targets", targets, "*batch outputs")
+    if sample_weight is not None:
+        sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
+        sample_weight, inputs, targets = drop_dead(sample_weight, inputs, targets)
+    inputs, targets, sample_weight = axes.flatten(inputs, targets, sample_weight)
+    return _moments(inputs, targets, sample_weight)
+
+
+@jax.jit
+def _moments(inputs: Array, targets: Array, sample_weight: Array | None) -> LeastSquaresMoments:
+    dtype = accumulator(common_dtype(inputs, targets, sample_weight))
+    u, v, s = promoted(dtype, inputs, targets, sample_weight)
+    weight = jnp.full((), u.shape[0], dtype) if s is None else jnp.sum(s)
+    su, sv = (u, v) if s is None else (s[:, None] * u, s[:, None] * v)
+    return LeastSquaresMoments(u.T @ su, sv.T @ u, jnp.sum(v * sv), weight)
+
+
+def _moment_equation(weights, moments, *, reduction, dtype):
+    symmetric = (moments.inputs + moments.inputs.T) / 2
+    total = jnp.sum(weights * (weights @ symmetric - 2 * moments.cross)) + moments.targets
+    return (total * _share(moments, reduction)).astype(dtype)
+
+
+def _moment_forward(weights, moments, *, reduction, dtype):
+    half = product(weights, (moments.inputs + moments.inputs.T) / 2, weights.dtype) - moments.cross
+    total = jnp.sum(weights * (half - moments.cross)) + moments.targets
+    value = (total * _share(moments, reduction)).astype(dtype)
+    return value, (weights, moments, half, total)
+
+
+def _moment_backward(residuals, ct, *, reduction):
+    weights, moments, half, total = residuals
+    share = _share(moments, reduction)
+    ct = ct.astype(weights.dtype)
+    each = ct * share
+    by_moments = LeastSquaresMoments(
+        inputs=each * (weights.T @ weights),  # WᵀW
+        cross=-2 * each * weights,  # -2 W
+        targets=each,
+        weight=-each * share * total if reduction == "mean" else 0 * each,
+    )
+    return 2 * each * half, by_moments  # 2 (W M - C)
+
+
+def _share(moments: LeastSquaresMoments, reduction: str) -> Array:
+    """1, or 1/Σs for a mean (0 where Σs = 0)."""
+    if reduction == "sum":
+        return jnp.ones_like(moments.weight)
+    empty = moments.weight == 0
+    return jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
+
+
+def _moment_draw(key, batch, dtype, *, smooth):
+    (weights, inputs, targets), options = _draw(key, (7,), dtype, smooth=smooth)
+    moments = least_squares_moments(inputs, targets, sample_weight=options["sample_weight"])
+    return (weights, jax.tree.map(lambda x: x.astype(dtype), moments)), {}
+
+
+@public(
+    Rule(_moment_equation, _moment_forward, _moment_backward, ("reduction", "dtype")), _moment_draw
+)
+def moment_least_squares_loss(
+    weights: Float[ArrayLike, "outputs features"],
+    moments: LeastSquaresMoments,
+    *,
+    reduction: str = "mean",
+) -> Any:
+    """Squared error of a linear map over a fixed data set, from its moments.
+
+    With M, C, kappa and Σs of `least_squares_moments`:
+
+        L = (W:(W M - 2 C) + kappa) / Σs                       (reduction "sum": not divided)
+
+    Gradient, each divided by Σs under "mean":
+
+        ∂L/∂W = 2 (W M - C)    ∂L/∂M = WᵀW    ∂L/∂C = -2 W    ∂L/∂kappa = 1
+        ∂L/∂Σs = -L            (under "mean"; 0 under "sum")
+
+    The value is a difference of large numbers where the fit is nearly exact: about
+    log10(kappa/(Σs L)) of its digits are lost there. The gradient does not suffer in this way.
+    There are no ties and nothing for a `mu` to smooth.
+
+    Args:
+        weights: W, (outputs, features).
+        moments: of a data set, or the sum of several.
+        reduction: "mean" (default; divides by Σs) or "sum".
+
+    Returns:
+        A scalar in the promoted dtype of the weights and the moments.
+
+    Raises:
+        ValueError: a shape or name is wrong.
+        TypeError: a dtype is wrong, or `moments` are not moments.
+
+    Cost: one matrix product (outputs x features x features), however large the data set was.
+
+    Example:
+        >>> moments = least_squares_moments(jnp.array([[1.0, 1.0]]), jnp.array([[2.0]]))
+        >>> weights = jnp.array([[1.0, 2.0]])
+        >>> value, gradient = jax.value_and_grad(moment_least_squares_loss)(weights, moments)
+        >>> print(value, gradient)
+        1.0 [[2. 2.]]
+
+    References:
+        Petersen and Pedersen, "The Matrix Cookbook", 2012, section 2.5 (derivatives of traces).
+    """
+    if not isinstance(moments, LeastSquaresMoments):
+        raise TypeError(
+            f"moments: expected the result of least_squares_moments; got {type(moments).__name__}"
+        )
+    axes = Axes()
+    weights = axes.real("weights", weights, "outputs features")
+    moments = LeastSquaresMoments(
+        axes.real("moments.inputs", moments.inputs, "features features"),
+        axes.real("moments.cross", moments.cross, "outputs features"),
+        axes.real("moments.targets", moments.targets, ""),
+        axes.real("moments.weight", moments.weight, ""),
+    )
+    check_choice("reduction", reduction, ("mean", "sum"))
+    dtype = common_dtype(weights, *jax.tree.leaves(moments))
+    weights, *leaves = promoted(accumulator(dtype), weights, *jax.tree.leaves(moments))
+    return (weights, LeastSquaresMoments(*leaves)), {"reduction": reduction, "dtype": dtype}

@@ -1,0 +1,233 @@
+"""Ridge and task-covariance penalty of multi-task relationship learning.
+
+    G(W, Omega) = (ridge/2) Tr(W Wᵀ) + (coupling/2) Tr(W Omega⁻¹ Wᵀ)
+
+W is (features, tasks), Omega (tasks, tasks) symmetric positive definite. With S = W Omega⁻¹:
+
+    ∂G/∂W = ridge W + coupling S     ∂G/∂Omega = -(coupling/2) SᵀS
+    ∂G/∂ridge = ‖W‖²/2               ∂G/∂coupling = (W:S)/2
+
+G is defined on the symmetric part of Omega. With Omega = L Lᵀ (Cholesky) and Y = L⁻¹Wᵀ, W:S is
+‖Y‖² and S is (L⁻ᵀY)ᵀ: one factor, one solve, no inverse. Given W, the Omega of trace 1 that
+minimises G is (WᵀW)^{1/2} / Tr (WᵀW)^{1/2}.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+
+from mcgrad._arrays import (
+    Array,
+    ArrayLike,
+    Axes,
+    Float,
+    accumulator,
+    common_dtype,
+    concrete,
+    promoted,
+    require,
+)
+from mcgrad._pairing import Rule, public
+
+__all__ = ["optimal_task_covariance", "task_covariance_penalty"]
+
+# An asymmetry below the first of these, relative to the largest entry, is rounding. Under a trace
+# nothing can be raised: there a covariance becomes NaN beyond the second, which lets through the
+# small steps of a difference quotient, on which the symmetric part is what is meant.
+ASYMMETRY, TRACED_ASYMMETRY = 1e-3, 0.25
+
+
+def _equation(weights, covariance, ridge, coupling, *, dtype):
+    plain, coupled = (
+        jnp.sum(jnp.square(weights)),
+        jnp.sum(jnp.square(_half(weights, covariance)[0])),
+    )
+    return (ridge / 2 * plain + coupling / 2 * coupled).astype(dtype)
+
+
+def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
+    """Y = L⁻¹Wᵀ, with the factor L; for a diagonal Omega, L = Omega^{1/2}."""
+    if covariance.ndim == 1:
+        factor = jnp.sqrt(jnp.where(covariance > 0, covariance, jnp.nan))
+        return weights.T / factor[:, None], factor
+    transpose = covariance.T
+    skew = jnp.max(jnp.abs(covariance - transpose), initial=0)
+    symmetric = skew <= TRACED_ASYMMETRY * jnp.max(jnp.abs(covariance), initial=0)
+    factor = jnp.linalg.cholesky(
+        jnp.where(symmetric, (covariance + transpose) / 2, jnp.nan), symmetrize_input=False
+    )
+    return solve_triangular(factor, weights.T, lower=True), factor
+
+
+def _forward(weights, covariance, ridge, coupling, *, dtype, wanted):
+    y, factor = _half(weights, covariance)
+    plain = jnp.sum(ridge / 2 * weights * weights)
+    coupled = jnp.sum(coupling / 2 * y * y)
+    if not wanted & {"weights", "covariance"}:
+        s = jnp.zeros((), weights.dtype)
+    elif covariance.ndim == 1:
+        s = (y / factor[:, None]).T
+    else:
+        s = solve_triangular(factor, y, lower=True, trans="T").T
+    half = jnp.vdot(y, y) / 2 if "coupling" in wanted else jnp.zeros((), weights.dtype)
+    return (plain + coupled).astype(dtype), (weights, covariance, s, half, ridge, coupling)
+
+
+def _backward(residuals, ct, *, dtype, wanted):
+    weights, covariance, s, half, ridge, coupling = residuals
+    ct = ct.astype(weights.dtype)
+    by_covariance = None
+    if "covariance" in wanted:
+        squares = jnp.sum(s * s, 0) if covariance.ndim == 1 else s.T @ s
+        by_covariance = -(ct * coupling / 2) * squares  # -(coupling/2) SᵀS
+    return (
+        ct * ridge * weights + ct * coupling * s,  # ridge W + coupling S
+        by_covariance,
+        ct * jnp.sum(jnp.square(weights)) / 2,
+        ct * half,
+    )
+
+
+def _draw(key, batch, dtype, *, smooth):
+    """Arguments for the checker; there is no kink, so no smooth twin, and there are no examples."""
+    keys = jax.random.split(key, 2)
+    root = jax.random.normal(keys[0], (3, 3), dtype)
+    covariance = root @ root.T / 3 + jnp.eye(3, dtype=dtype)
+    options = {"ridge": jnp.asarray(0.5, dtype), "coupling": jnp.asarray(0.75, dtype)}
+    return (jax.random.normal(keys[1], (4, 3), dtype), covariance), options
+
+
+@public(Rule(_equation, _forward, _backward, ("dtype",)), _draw)
+def task_covariance_penalty(
+    weights: Float[ArrayLike, "features tasks"],
+    covariance: Float[ArrayLike, "tasks tasks"] | Float[ArrayLike, " tasks"],
+    *,
+    ridge: Float[ArrayLike, ""] | float = 1.0,
+    coupling: Float[ArrayLike, ""] | float = 1.0,
+) -> Any:
+    """Ridge and task-covariance penalty of multi-task relationship learning.
+
+        G = (ridge/2) Tr(W Wᵀ) + (coupling/2) Tr(W Omega⁻¹ Wᵀ)
+
+    Gradient, with S = W Omega⁻¹:
+
+        ∂G/∂W = ridge W + coupling S    ∂G/∂Omega = -(coupling/2) SᵀS
+        ∂G/∂ridge = ‖W‖²/2              ∂G/∂coupling = (W:S)/2
+
+    It is smooth: there are no ties and nothing for a `mu` to smooth. G is defined on the symmetric
+    part of Omega, for which the gradient is the symmetric one.
+
+    Args:
+        weights: W, (features, tasks), a column a task.
+        covariance: Omega, (tasks, tasks), symmetric positive definite, or its diagonal, (tasks,).
+        ridge: lambda1, >= 0. Default 1.
+        coupling: lambda2, >= 0. Default 1.
+
+    Returns:
+        A scalar in the promoted dtype of the arguments; half precision is computed in float32.
+
+    Raises:
+        ValueError: a shape or range is wrong; or the covariance is not square, not symmetric or not
+            positive definite. While it is traced, the value and the gradients are NaN instead.
+        TypeError: a dtype is wrong.
+
+    Cost: one Cholesky factorization of Omega and one solve with it (half a solve for the value
+    alone), and the product SᵀS if ∂Omega is asked for. A covariance that is not traced is
+    factorized once more, by NumPy, to be checked.
+
+    Example:
+        >>> weights = jnp.array([[1.0, 2.0]])
+        >>> covariance = jnp.array([[2.0, 0.0], [0.0, 1.0]])
+        >>> value, gradient = jax.value_and_grad(task_covariance_penalty)(weights, covariance)
+        >>> print(value, gradient)
+        4.75 [[1.5 4. ]]
+
+    References:
+        Zhang and Yeung, "A convex formulation for learning task relationships in multi-task
+        learning", UAI 2010, problem (9).
+    """
+    axes = Axes()
+    weights = axes.real("weights", weights, "features tasks")
+    diagonal = np.ndim(covariance) == 1
+    covariance = axes.real("covariance", covariance, "tasks" if diagonal else "tasks tasks")
+    ridge = axes.scalar("ridge", ridge, least=0)
+    coupling = axes.scalar("coupling", coupling, least=0)
+    _check_covariance(concrete(covariance))
+    dtype = common_dtype(weights, covariance, ridge, coupling)
+    args = promoted(accumulator(dtype), weights, covariance, ridge, coupling)
+    return tuple(args), {"dtype": dtype}
+
+
+def _check_covariance(numbers: np.ndarray | None) -> None:
+    if numbers is None or not numbers.size:
+        return
+    numbers = numbers.astype(np.promote_types(numbers.dtype, np.float32))
+    if numbers.ndim == 1:
+        least = numbers.min()
+        require(least > 0, "covariance", "a positive diagonal", f"the entry {least}")
+        return
+    skew = np.abs(numbers - numbers.T).max()
+    bound = ASYMMETRY * np.abs(numbers).max()
+    require(skew <= bound, "covariance", "a symmetric matrix", f"an asymmetry of {skew}")
+    try:
+        np.linalg.cholesky((numbers + numbers.T) / 2)
+    except np.linalg.LinAlgError:
+        least = np.linalg.eigvalsh((numbers + numbers.T) / 2)[0]
+        require(False, "covariance", "a positive definite matrix", f"the eigenvalue {least}")
+
+
+def optimal_task_covariance(
+    weights: Float[ArrayLike, "features tasks"], *, jitter: Float[ArrayLike, ""] | float = 0.0
+) -> Array:
+    """The covariance of trace 1 that minimises `task_covariance_penalty` for given weights.
+
+        Omega = A / Tr A,     A = (WᵀW + jitter I)^{1/2}
+
+    It is a minimiser, so a step of alternating minimisation needs no gradient through it; it is
+    plain JAX code and has one where the singular values of W are distinct.
+
+    Args:
+        weights: W, (features, tasks).
+        jitter: >= 0, keeps Omega positive definite where W has fewer independent columns than
+            tasks. Default 0.
+
+    Returns:
+        (tasks, tasks), symmetric, positive semidefinite, of trace 1, in the dtype of the weights;
+        I/tasks where W and jitter are zero, and any covariance is as good.
+
+    Raises:
+        ValueError: a shape or range is wrong.
+        TypeError: a dtype is wrong.
+
+    Cost: one singular value decomposition of W.
+
+    Example:
+        >>> print(optimal_task_covariance(jnp.array([[3.0, 0.0], [0.0, 1.0]])))
+        [[0.75 0.  ]
+         [0.   0.25]]
+
+    References:
+        Zhang and Yeung, "A convex formulation for learning task relationships in multi-task
+        learning", UAI 2010, equation (13).
+    """
+    axes = Axes()
+    weights = axes.real("weights", weights, "features tasks")
+    jitter = axes.scalar("jitter", jitter, least=0)
+    (jitter,) = promoted(accumulator(weights), jitter)
+    return _optimal(weights, jitter)
+
+
+@jax.jit
+def _optimal(weights: Array, jitter: Array) -> Array:
+    # From W itself: WᵀW would square the condition number.
+    _, values, rows = jnp.linalg.svd(weights.astype(jitter.dtype), full_matrices=False)
+    scale = jnp.sqrt(jitter)
+    roots = jnp.sqrt(jnp.square(values) + jitter)
+    tasks = weights.shape[1]
+    root = (rows.T * (roots - scale)) @ rows + scale * jnp.eye(tasks, dtype=rows.dtype)
+    trace = jnp.sum(roots - scale) + tasks * scale
+    flat = jnp.eye(tasks, dtype=rows.dtype) / tasks
+    return jnp.where(trace == 0, flat, root / jnp.where(trace == 0, 1, trace)).astype(weights.dtype)

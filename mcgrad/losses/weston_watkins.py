@@ -1,0 +1,428 @@
+"""The multiclass hinge of Weston and Watkins.
+
+For scores s (classes,) and the true class t, with b_j = s_j - s_t + margin:
+
+    f = c_t Σ_{j≠t} a(b_j)^power                          a the ramp, exact or tanh(mu b)
+    g_j = power a(b_j)^(power-1) a'(b_j) for j ≠ t,       g_t = 0,       h = g - (1ᵀg) e_t
+
+    ∂f/∂s = c_t h     ∂f/∂margin = c_t 1ᵀg     ∂f/∂c_t = Σ_{j≠t} a^power
+    ∂f/∂mu = c_t Σ_{j≠t} power a^(power-1) ∂a/∂mu
+
+On linear scores s = W x + bias, with the penalty l2 ‖W‖² (squared Frobenius norm):
+
+    ∂f/∂W = c_t h xᵀ + 2 l2 W     ∂f/∂x = c_t Wᵀh     ∂f/∂bias = c_t h     ∂f/∂l2 = ‖W‖²
+
+W is (classes, features), x (features,), s and h (classes,). The sum leaves j = t out: its term is
+a(margin), which is the margin only for the exact ramp and margin >= 0.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mcgrad._arrays import (
+    Array,
+    ArrayLike,
+    Axes,
+    Float,
+    Int,
+    check_choice,
+    common_dtype,
+    promoted,
+)
+from mcgrad._blocks import check_block_size, plan
+from mcgrad._pairing import Rule, public
+from mcgrad._ramp import ramp, ramp_by_mu, slope
+from mcgrad._reduction import Reduction, drop_dead
+from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
+
+__all__ = ["linear_weston_watkins_loss", "weston_watkins_loss"]
+
+
+def _hinge(scores, labels, margin, mu, class_weight, power) -> Array:
+    """c_t Σ_{j≠t} a(s_j - s_t + margin)^power for each example."""
+    is_true = labels[:, None] == jnp.arange(scores.shape[1], dtype=labels.dtype)[None]
+    true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
+    terms = ramp(scores - true_scores[:, None] + margin, mu) ** power
+    c = _example_weights(class_weight, labels, scores.shape[1], margin)
+    return c * jnp.sum(jnp.where(is_true, 0, terms), 1)
+
+
+def _equation(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
+    losses = _hinge(scores, labels, margin, mu, class_weight, power)
+    return reduction.value(losses, sample_weight)
+
+
+def _linear_equation(
+    weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight,
+    *, power, reduction, block_size,
+):  # fmt: skip
+    scores = linear_scores(weights, inputs, bias, reduction.accumulator)
+    losses = _hinge(scores, labels, margin, mu, class_weight, power) + _penalty(weights, l2)
+    return reduction.value(losses, sample_weight)
+
+
+class _Examples(NamedTuple):
+    """What a tile of scores knows of its examples."""
+
+    labels: Array
+    scale: Array  # the cotangent of the example's hinge
+    true_scores: Array | None  # s_t; None where the tile holds every class
+
+
+def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
+    """Sums over the classes of a tile, and its slopes scale * h."""
+    classes = first + jnp.arange(scores.shape[1], dtype=jnp.int32)
+    is_true = examples.labels[:, None] == classes[None]
+    true_scores = examples.true_scores
+    if true_scores is None:
+        true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
+    b = scores - true_scores[:, None] + margin
+    a = ramp(b, mu)
+    outer = 1 if power == 1 else 2 * a
+    g = jnp.where(is_true, 0, outer * slope(b, mu))
+    by_mu = jnp.where(is_true, 0, outer * ramp_by_mu(b, mu))
+    hinge, count = jnp.sum(jnp.where(is_true, 0, a**power), 1), jnp.sum(g, 1)
+    # Where the classes are walked, -(1ᵀg) e_t waits until every class was seen: _true_class.
+    h = g if examples.true_scores is not None else jnp.where(is_true, -count[:, None], g)
+    # The slopes of a smooth ramp are never exactly zero: no example may be skipped.
+    violates = jnp.any(~(b < 0) & ~is_true, 1) | jnp.isnan(examples.scale)
+    return Tile(
+        rows=(hinge, count, jnp.sum(by_mu, 1)),
+        slopes=h * examples.scale[:, None],
+        active=violates if mu is None else None,
+    )
+
+
+def _forward(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
+    args = scores, labels, margin, mu, class_weight, sample_weight
+    return _equation(*args, power=power, reduction=reduction), args
+
+
+def _backward(args, ct, *, power, reduction):
+    scores, labels, margin, mu, class_weight, sample_weight = args
+    c = _example_weights(class_weight, labels, scores.shape[1], margin)
+    rows, factor = reduction.by_losses(ct, c, sample_weight)
+    examples = _Examples(labels, factor * rows * c, None)
+    part = _tile(scores, examples, 0, margin=margin, mu=mu, power=power)
+    hinge, count, by_mu = part.rows
+    return (
+        part.slopes,  # c_t h
+        None,
+        examples.scale @ count,  # c_t 1ᵀg
+        examples.scale @ by_mu,
+        _by_class_weight(class_weight, labels, factor * rows * hinge),
+        reduction.by_sample_weight(ct, c * hinge, sample_weight),
+    )
+
+
+def _linear_forward(
+    weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight,
+    *, power, reduction, block_size, wanted,
+):  # fmt: skip
+    args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
+    c = _example_weights(class_weight, labels, weights.shape[0], margin)
+    scale = c if sample_weight is None else c * sample_weight
+    now = _one_pass(args, reduction, block_size)
+    sums = _linear_sums(
+        args, scale, wanted if now else frozenset(), power, block_size,
+        rows=(True, bool(wanted), "mu" in wanted),
+    )  # fmt: skip
+    losses = c * sums.rows[0] + _penalty(weights, l2)
+    return reduction.value(losses, sample_weight), (args, losses, sums)
+
+
+def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
+    args, losses, sums = residuals
+    weights, _, labels, _, margin, l2, _, class_weight, sample_weight = args
+    c = _example_weights(class_weight, labels, weights.shape[0], margin)
+    hinge, count, by_mu = sums.rows
+    rows, factor = reduction.by_losses(ct, losses, sample_weight)
+    scale = c * rows
+    if not _one_pass(args, reduction, block_size):
+        sums = _linear_sums(args, scale, wanted, power, block_size, count=count)
+    total = factor * jnp.sum(rows)
+    return (
+        factor * sums.weights + _by_weights(weights, l2, total),  # c_t h xᵀ + 2 l2 W
+        factor * sums.inputs,  # c_t Wᵀh
+        None,
+        factor * sums.bias,  # c_t h
+        factor * (scale @ count),  # c_t 1ᵀg
+        total * _penalty(weights, jnp.ones_like(margin)),  # ‖W‖²
+        factor * (scale @ by_mu) if "mu" in wanted else None,
+        _by_class_weight(class_weight, labels, factor * rows * hinge),
+        reduction.by_sample_weight(ct, c * hinge, sample_weight, _penalty(weights, l2)),
+    )
+
+
+def _linear_sums(args, scale, wanted, power, block_size, rows=(), count=None) -> Sums:
+    """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
+    weights, inputs, labels, bias, margin, _, mu, *_ = args
+    walk = plan(inputs.shape[0], weights.shape[0], block_size)
+    tile = functools.partial(_tile, margin=margin, mu=mu, power=power)
+    over_tiles = functools.partial(
+        sum_over_tiles, tile, weights=weights, inputs=inputs, bias=bias,
+        plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
+    )  # fmt: skip
+    if walk.by_rows:
+        return over_tiles(_Examples(labels, scale, None))
+    own = weights.at[labels].get(mode="fill", fill_value=0)
+    true_scores = jnp.einsum("nf,nf->n", inputs, own, preferred_element_type=scale.dtype)
+    if bias is not None:
+        true_scores += bias.at[labels].get(mode="fill", fill_value=0)
+    sums = over_tiles(_Examples(labels, scale, true_scores))
+    if not wanted:
+        return sums
+    # -(1ᵀg) e_t, whose 1ᵀg is known only now.
+    late = -scale * (sums.rows[1] if count is None else count)
+    changes = {}
+    if "weights" in wanted:
+        changes["weights"] = sums.weights.at[labels].add(late[:, None] * inputs.astype(late.dtype))
+    if "inputs" in wanted:
+        changes["inputs"] = sums.inputs + late[:, None] * own.astype(late.dtype)
+    if "bias" in wanted:
+        changes["bias"] = sums.bias.at[labels].add(late)
+    return sums._replace(**changes)
+
+
+def _one_pass(args, reduction, block_size) -> bool:
+    weights, inputs, *_ = args
+    return one_pass(reduction.name, plan(inputs.shape[0], weights.shape[0], block_size), inputs)
+
+
+def _example_weights(class_weight, labels, classes, margin) -> Array:
+    """c_t for each example; NaN for a label out of range, so that its loss and gradient are NaN."""
+    c = jnp.ones(labels.shape, margin.dtype) if class_weight is None else class_weight[labels]
+    return jnp.where((labels >= 0) & (labels < classes), c, jnp.nan)
+
+
+def _by_class_weight(class_weight, labels, values) -> Array | None:
+    return None if class_weight is None else jnp.zeros_like(class_weight).at[labels].add(values)
+
+
+def _penalty(weights, l2) -> Any:
+    """l2 ‖W‖², in an order that stays finite where ‖W‖² alone would overflow."""
+    return 0.0 if l2 is None else jnp.sum(l2 * weights.astype(l2.dtype) * weights.astype(l2.dtype))
+
+
+def _by_weights(weights, l2, total) -> Any:
+    return 0.0 if l2 is None else 2 * l2 * total * weights.astype(l2.dtype)
+
+
+def _options(axes, labels, margin, mu, power, class_weight, sample_weight):
+    """The arguments that both public functions share, checked."""
+    check_choice("power", power, (1, 2))
+    margin = axes.scalar("margin", margin)
+    mu = None if mu is None else axes.scalar("mu", mu, above=0)
+    if class_weight is not None:
+        class_weight = axes.nonnegative("class_weight", class_weight, "classes")
+    if sample_weight is not None:
+        sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
+    labels = axes.classes("labels", labels, "*batch", sample_weight)
+    return labels, margin, mu, class_weight, sample_weight
+
+
+def _draw(key, batch, dtype, *, smooth):
+    """Arguments for the checker: every float argument in its general position."""
+    keys = jax.random.split(key, 6)
+    scores = 2 * jax.random.normal(keys[0], (*batch, 5), dtype)
+    labels = jax.random.randint(keys[1], batch, 0, 5)
+    options = {
+        "margin": jnp.asarray(0.75, dtype),
+        "class_weight": jax.random.uniform(keys[2], (5,), dtype, 0.5, 2.0),
+        "sample_weight": jax.random.uniform(keys[3], batch, dtype, 0.5, 2.0),
+    }
+    return (scores, labels), options | ({"mu": jnp.asarray(1.5, dtype)} if smooth else {})
+
+
+def _linear_draw(key, batch, dtype, *, smooth):
+    (_, labels), options = _draw(key, batch, dtype, smooth=smooth)
+    keys = jax.random.split(key, 9)[6:]
+    weights = jax.random.normal(keys[0], (5, 3), dtype)
+    inputs = jax.random.normal(keys[1], (*batch, 3), dtype)
+    bias = jax.random.normal(keys[2], (5,), dtype)
+    return (weights, inputs, labels), options | {"bias": bias, "l2": jnp.asarray(0.1, dtype)}
+
+
+@public(Rule(_equation, _forward, _backward, ("power", "reduction")), _draw)
+def weston_watkins_loss(
+    scores: Float[ArrayLike, "*batch classes"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    margin: Float[ArrayLike, ""] | float = 1.0,
+    mu: Float[ArrayLike, ""] | float | None = None,
+    power: int = 1,
+    class_weight: Float[ArrayLike, " classes"] | None = None,
+    sample_weight: Float[ArrayLike, "*batch"] | None = None,
+    reduction: str = "mean",
+) -> Any:
+    """Weston-Watkins multiclass hinge of the scores of any model.
+
+    For scores s and true class t, with b_j = s_j - s_t + margin and the ramp a(b) = max(0, b):
+
+        f = c_t Σ_{j≠t} a(b_j)^power
+
+    Gradient, with g_j = power a(b_j)^(power-1) a'(b_j) for j ≠ t and g_t = 0:
+
+        ∂f/∂s = c_t (g - (1ᵀg) e_t)    ∂f/∂margin = c_t 1ᵀg    ∂f/∂c_t = Σ_{j≠t} a(b_j)^power
+        ∂f/∂mu = c_t Σ_{j≠t} power a(b_j)^(power-1) ∂a/∂mu(b_j)
+
+    and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. At a tie, b = 0,
+    the slope a' is 1.
+
+    With `mu` the ramp is a(b) = b (1 + tanh(mu b))/2, which tends to max(0, b) as mu grows: it
+    differs by at most 0.13924/mu, so f (power 1) by at most c_t (classes - 1) 0.13924/mu.
+
+    Args:
+        scores: (*batch, classes), or (classes,) for one example.
+        labels: (*batch,), integers from 0 to classes - 1.
+        margin: the score difference that is asked for; any real number. Default 1.
+        mu: sharpness of the smooth ramp, > 0; None (default) for the exact one.
+        power: 1 (default) or 2, the squared hinge.
+        class_weight: (classes,), >= 0, scales the examples of each true class. Default: ones.
+        sample_weight: (*batch,), >= 0; an example of weight 0 adds nothing, even if it holds NaN.
+        reduction: "mean" (default; divides by the sum of the sample weights), "sum" or "none".
+
+    Returns:
+        A scalar, or (*batch,) for reduction "none", in the promoted dtype of the float arguments;
+        half precision is summed in float32.
+
+    Raises:
+        ValueError: a shape, range or name is wrong, or a label is out of range. While labels are
+            traced, an example whose label is out of range has a NaN loss and gradient instead.
+        TypeError: a dtype is wrong.
+
+    Cost: time and memory in proportion to the scores; the gradient holds nothing but the scores.
+
+    Example:
+        >>> scores, labels = jnp.array([[3.0, 2.5, 1.0]]), jnp.array([0])
+        >>> value, gradient = jax.value_and_grad(weston_watkins_loss)(scores, labels)
+        >>> print(value, gradient)
+        0.5 [[-1.  1.  0.]]
+
+    References:
+        Weston and Watkins, "Support vector machines for multi-class pattern recognition",
+        ESANN 1999, problem (2). PyTorch's multi_margin_loss is this loss divided by `classes`.
+    """
+    axes = Axes()
+    scores = axes.real("scores", scores, "*batch classes")
+    labels, margin, mu, class_weight, sample_weight = _options(
+        axes, labels, margin, mu, power, class_weight, sample_weight
+    )
+    over = Reduction.of(reduction, axes, scores, margin, mu, class_weight, sample_weight)
+    if sample_weight is not None:
+        sample_weight, scores, labels = drop_dead(sample_weight, scores, labels)
+    scores, labels, sample_weight = axes.flatten(scores, labels, sample_weight)
+    margin, mu, class_weight, sample_weight, scores = promoted(
+        over.accumulator, margin, mu, class_weight, sample_weight, scores
+    )
+    args = scores, labels, margin, mu, class_weight, sample_weight
+    return args, {"power": power, "reduction": over}
+
+
+@public(
+    Rule(_linear_equation, _linear_forward, _linear_backward, ("power", "reduction", "block_size")),
+    _linear_draw,
+)
+def linear_weston_watkins_loss(
+    weights: Float[ArrayLike, "classes features"],
+    inputs: Float[ArrayLike, "*batch features"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    bias: Float[ArrayLike, " classes"] | None = None,
+    margin: Float[ArrayLike, ""] | float = 1.0,
+    l2: Float[ArrayLike, ""] | float = 0.0,
+    mu: Float[ArrayLike, ""] | float | None = None,
+    power: int = 1,
+    class_weight: Float[ArrayLike, " classes"] | None = None,
+    sample_weight: Float[ArrayLike, "*batch"] | None = None,
+    reduction: str = "mean",
+    block_size: int | None = None,
+) -> Any:
+    """Weston-Watkins multiclass hinge of linear scores, with an l2 penalty.
+
+    For an input x, true class t, scores s = W x + bias, b_j = s_j - s_t + margin and the ramp
+    a(b) = max(0, b):
+
+        f = c_t Σ_{j≠t} a(b_j)^power + l2 ‖W‖²
+
+    Gradient, with g_j = power a(b_j)^(power-1) a'(b_j) for j ≠ t, g_t = 0 and h = g - (1ᵀg) e_t:
+
+        ∂f/∂W = c_t h xᵀ + 2 l2 W    ∂f/∂x = c_t Wᵀh    ∂f/∂bias = c_t h    ∂f/∂margin = c_t 1ᵀg
+        ∂f/∂l2 = ‖W‖²    ∂f/∂c_t = Σ_{j≠t} a(b_j)^power
+        ∂f/∂mu = c_t Σ_{j≠t} power a(b_j)^(power-1) ∂a/∂mu(b_j)
+
+    and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. At a tie, b = 0,
+    the slope a' is 1.
+
+    With `mu` the ramp is a(b) = b (1 + tanh(mu b))/2, which tends to max(0, b) as mu grows: it
+    differs by at most 0.13924/mu, so f (power 1) by at most c_t (classes - 1) 0.13924/mu.
+
+    Args:
+        weights: W, (classes, features).
+        inputs: x, (*batch, features), or (features,) for one example.
+        labels: (*batch,), integers from 0 to classes - 1.
+        bias: (classes,), added to the scores, not penalised. Default: none.
+        margin: the score difference that is asked for; any real number. Default 1.
+        l2: penalty on the weights, >= 0. Part of every example's loss: it counts once under "mean".
+            Default 0.
+        mu: sharpness of the smooth ramp, > 0; None (default) for the exact one.
+        power: 1 (default) or 2, the squared hinge.
+        class_weight: (classes,), >= 0, scales the examples of each true class. Default: ones.
+        sample_weight: (*batch,), >= 0; an example of weight 0 adds nothing, even if it holds NaN.
+        reduction: "mean" (default; divides by the sum of the sample weights), "sum" or "none".
+        block_size: how many examples, or classes if there are more of those, are taken at a time;
+            None (default) chooses by the device's cache or memory.
+
+    Returns:
+        A scalar, or (*batch,) for reduction "none", in the promoted dtype of the float arguments;
+        half precision is summed in float32.
+
+    Raises:
+        ValueError: a shape, range or name is wrong, or a label is out of range. While labels are
+            traced, an example whose label is out of range has a NaN loss and gradient instead.
+        TypeError: a dtype is wrong.
+
+    Cost: one matrix product for the value and one for each of ∂W and ∂x that is asked for (one more
+    under "none"), in the memory of one block of scores. With the exact ramp, examples that violate
+    no margin in a block cost that block nothing but the scores.
+
+    Example:
+        >>> weights = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+        >>> inputs, labels = jnp.array([[2.0, 1.5], [0.0, 3.0]]), jnp.array([0, 1])
+        >>> value, gradient = jax.value_and_grad(linear_weston_watkins_loss)(weights, inputs, labels)
+        >>> print(value)
+        0.25
+        >>> print(gradient)
+        [[-1.   -0.75]
+         [ 1.    0.75]
+         [ 0.    0.  ]]
+
+    References:
+        Weston and Watkins, "Support vector machines for multi-class pattern recognition",
+        ESANN 1999, problem (2); the l2 penalty is its ‖w‖² term.
+    """
+    axes = Axes()
+    weights = axes.real("weights", weights, "classes features")
+    inputs = axes.real("inputs", inputs, "*batch features")
+    labels, margin, mu, class_weight, sample_weight = _options(
+        axes, labels, margin, mu, power, class_weight, sample_weight
+    )
+    bias = None if bias is None else axes.real("bias", bias, "classes")
+    l2 = axes.scalar("l2", l2, least=0)
+    check_block_size(block_size)
+    rest = bias, margin, l2, mu, class_weight, sample_weight
+    over = Reduction.of(reduction, axes, weights, inputs, *rest)
+    if sample_weight is not None:
+        sample_weight, inputs, labels = drop_dead(sample_weight, inputs, labels)
+    inputs, labels, sample_weight = axes.flatten(inputs, labels, sample_weight)
+    weights, inputs = promoted(common_dtype(weights, inputs), weights, inputs)
+    # A penalty that is absent need not read the weights.
+    penalty = None if isinstance(l2, float) and l2 == 0 else l2
+    bias, margin, l2, mu, class_weight, sample_weight = promoted(
+        over.accumulator, bias, margin, penalty, mu, class_weight, sample_weight
+    )
+    args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
+    return args, {"power": power, "reduction": over, "block_size": block_size}
