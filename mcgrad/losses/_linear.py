@@ -46,6 +46,10 @@ class Sums(NamedTuple):
     columns: Array
     scores: Array
 
+    def times(self, factor: Array) -> "Sums":
+        """The gradients times a factor."""
+        return Sums(self.rows, *(factor * gradient for gradient in self[1:]))
+
 
 def linear_scores(weights: Array, inputs: Array, bias: Array | None, dtype: Any) -> Array:
     """X Wᵀ + 1 bᵀ of inputs (examples, features), accumulated in `dtype`."""
@@ -136,7 +140,9 @@ def sum_over_tiles(
                 return _add(shared, parts) | {"inputs": onto}
             return _add(shared, parts)
 
-        shared = {name: sums[name] for name in wanted - walked - {"scores"}}
+        # A single tile has nothing to add to: adding zeros would keep XLA from merging the products
+        # of a vmapped call into one.
+        shared = {} if plan.whole else {name: sums[name] for name in wanted - walked - {"scores"}}
         if not wanted:
             added = {}
         elif active is None or plan.whole or x.shape[0] < 4 * max(COMPACTIONS):

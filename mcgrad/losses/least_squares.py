@@ -81,13 +81,15 @@ def _backward(residuals, ct, *, reduction, block_size, wanted):
     losses = sums.rows[0]
     rows, factor = reduction.by_losses(ct, losses, sample_weight)
     walk = plan(inputs.shape[0], weights.shape[0], block_size)
-    if not one_pass(reduction.name, walk, inputs):
-        sums = _sums(args, rows, walk, wanted)
+    if one_pass(reduction.name, walk, inputs):
+        sums = sums.times(factor)
+    else:
+        sums = _sums(args, factor * rows, walk, wanted)
     return (
-        factor * sums.weights,  # 2 r uᵀ
-        factor * sums.inputs,  # 2 Wᵀr
-        -factor * sums.scores,  # -2 r
-        factor * sums.bias,  # 2 r
+        sums.weights,  # 2 r uᵀ
+        sums.inputs,  # 2 Wᵀr
+        -sums.scores,  # -2 r
+        sums.bias,  # 2 r
         reduction.by_sample_weight(ct, losses, sample_weight),
     )
 

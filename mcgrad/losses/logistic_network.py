@@ -114,13 +114,15 @@ def _backward(residuals, ct, *, activation, reduction, block_size, wanted):
     losses, by_label, by_mu = sums.rows
     rows, factor = reduction.by_losses(ct, losses, sample_weight)
     walk = _plan(args, block_size)
-    if not one_pass(reduction.name, walk, inputs):
-        sums = _sums(args, rows, activation, walk, wanted)
+    if one_pass(reduction.name, walk, inputs):
+        sums = sums.times(factor)
+    else:
+        sums = _sums(args, factor * rows, activation, walk, wanted)
     return (
-        factor * sums.weights,  # -c y (s'⊙w) xᵀ
-        factor * sums.bias,  # -c y (s'⊙w)
-        factor * sums.columns,  # -c y s
-        factor * sums.inputs,  # -c y Wᵀ(s'⊙w)
+        sums.weights,  # -c y (s'⊙w) xᵀ
+        sums.bias,  # -c y (s'⊙w)
+        sums.columns,  # -c y s
+        sums.inputs,  # -c y Wᵀ(s'⊙w)
         factor * rows * by_label,  # -c wᵀs
         factor * (rows @ by_mu) if "mu" in wanted else None,
         reduction.by_sample_weight(ct, losses, sample_weight),

@@ -140,18 +140,22 @@ def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
     c = _example_weights(class_weight, labels, weights.shape[0], margin)
     hinge, count, by_mu = sums.rows
     rows, factor = reduction.by_losses(ct, losses, sample_weight)
-    scale = c * rows
-    if not _one_pass(args, reduction, block_size):
+    scale = factor * c * rows
+    if _one_pass(args, reduction, block_size):
+        sums = sums.times(factor)
+    else:
         sums = _linear_sums(args, scale, wanted, power, block_size, count=count)
-    total = factor * jnp.sum(rows)
+    by_weights, total = sums.weights, factor * jnp.sum(rows)
+    if l2 is not None:
+        by_weights += 2 * l2 * total * weights.astype(l2.dtype)
     return (
-        factor * sums.weights + _by_weights(weights, l2, total),  # c_t h xᵀ + 2 l2 W
-        factor * sums.inputs,  # c_t Wᵀh
+        by_weights,  # c_t h xᵀ + 2 l2 W
+        sums.inputs,  # c_t Wᵀh
         None,
-        factor * sums.bias,  # c_t h
-        factor * (scale @ count),  # c_t 1ᵀg
+        sums.bias,  # c_t h
+        scale @ count,  # c_t 1ᵀg
         total * _penalty(weights, jnp.ones_like(margin)),  # ‖W‖²
-        factor * (scale @ by_mu) if "mu" in wanted else None,
+        scale @ by_mu if "mu" in wanted else None,
         _by_class_weight(class_weight, labels, factor * rows * hinge),
         reduction.by_sample_weight(ct, c * hinge, sample_weight, _penalty(weights, l2)),
     )
@@ -205,10 +209,6 @@ def _by_class_weight(class_weight, labels, values) -> Array | None:
 def _penalty(weights, l2) -> Any:
     """l2 ‖W‖², in an order that stays finite where ‖W‖² alone would overflow."""
     return 0.0 if l2 is None else jnp.sum(l2 * weights.astype(l2.dtype) * weights.astype(l2.dtype))
-
-
-def _by_weights(weights, l2, total) -> Any:
-    return 0.0 if l2 is None else 2 * l2 * total * weights.astype(l2.dtype)
 
 
 def _options(axes, labels, margin, mu, power, class_weight, sample_weight):

@@ -1,0 +1,59 @@
+"""The command line: `python -m bench [CASE…] [--quick] [--json FILE] [--plot FILE] …`."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write. Missing a goal is a result, not a failure: returns 0."""
+    options = _options(argv)
+    # JAX reads these when it is first used, so what imports it comes after.
+    if options.device:
+        os.environ["JAX_PLATFORMS"] = options.device
+    # PyTorch needs a part of the same accelerator's memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from bench import run
+
+    return run.run(
+        options.cases,
+        quick=options.quick,
+        dtype=options.dtype,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        json_file=options.json,
+        plot_file=options.plot,
+        growth_file=options.growth,
+    )
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Time the losses against autodiff, PyTorch and optax, and against the floor: "
+        "the bare matrix products, copy or factorization that nothing can avoid.",
+    )
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help="names, or beginnings of names (default: all)"
+    )
+    parser.add_argument("--quick", action="store_true", help="toy sizes: does it run?")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios to the floor")
+    parser.add_argument(
+        "--growth", type=Path, metavar="FILE", help="sweep the sizes too, and draw time and memory"
+    )
+    parser.add_argument("--device", help="a platform of JAX: cpu, cuda, tpu (default: JAX's own)")
+    parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5, help="of each case, at least (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help="for more rounds than these (default: 6)"
+    )
+    options = parser.parse_args(argv)
+    if options.rounds < 2:
+        parser.error("--rounds: quartiles need at least 2")
+    return options
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
