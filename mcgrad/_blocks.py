@@ -13,7 +13,7 @@ __all__ = ["Plan", "check_block_size", "plan", "put", "take", "walk"]
 
 # Numbers in one block. On a CPU a block should stay in the cache; on an accelerator it should fill
 # the chip. Below the least width matrix products lose their speed.
-BUDGET = {"cpu": 1 << 20}
+BUDGET = {"cpu": 1 << 19}
 ACCELERATOR_BUDGET = 1 << 26
 LEAST_WIDTH = 128
 
@@ -41,7 +41,7 @@ def plan(rows: int, columns: int, block_size: int | None, *, rows_only: bool = F
     length, width = (rows, columns) if by_rows else (columns, rows)
     if block_size is None:
         budget = BUDGET.get(jax.default_backend(), ACCELERATOR_BUDGET)
-        if rows * columns <= budget:
+        if rows * columns <= 2 * budget:
             return Plan(True, rows, True)
         block_size = max(budget // max(width, 1), LEAST_WIDTH)
     return Plan(by_rows, min(block_size, length), by_rows and block_size >= length)
