@@ -48,7 +48,12 @@ TABLE = [
     (LINEAR, {"l2": shaped(1)}, ValueError, r"l2: .*shape \(1,\)"),
     (LINEAR, {"block_size": 0}, ValueError, r"block_size: .*positive int; got 0"),
     (LINEAR, {"block_size": 2.0}, ValueError, r"block_size: .*positive int; got 2.0"),
-    (SCORES, {"scores": shaped(ROWS + 1, 5)}, ValueError, r"labels: .*batch=\(5,\).*\(4,\)"),
+    (
+        SCORES,
+        {"scores": shaped(ROWS + 1, 5), "sample_weight": None},
+        ValueError,
+        r"labels: .*batch=\(5,\).*\(4,\)",
+    ),
     (SCORES, {"scores": shaped(ROWS, 5, dtype=jnp.int32)}, TypeError, r"scores: .*int32"),
     (SQUARES, {"targets": shaped(ROWS, 3)}, ValueError, r"targets: .*outputs=4.*\(4, 3\)"),
     (SQUARES, {"weights": shaped(4, 3, dtype=jnp.int32)}, TypeError, r"weights: .*int32"),

@@ -62,7 +62,7 @@ def test_closed_form_equals_central_differences(case):
         for k, leaf in enumerate(leaves):
             entries = np.zeros(leaf.size)
             for i in range(leaf.size):
-                bump = step * (jnp.arange(leaf.size) == i).reshape(leaf.shape)
+                bump = jnp.zeros(leaf.size).at[i].set(step).reshape(leaf.shape)
                 up, down = (
                     total(
                         jax.tree.unflatten(tree, [*leaves[:k], leaf + s * bump, *leaves[k + 1 :]])

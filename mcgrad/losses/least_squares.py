@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from mcgrad._arrays import (
     Array,
@@ -210,6 +211,14 @@ class LeastSquaresMoments:
 
     def __add__(self, other: "LeastSquaresMoments") -> "LeastSquaresMoments":
         return jax.tree.map(jnp.add, self, other)
+
+
+export.register_pytree_node_serialization(
+    LeastSquaresMoments,
+    serialized_name="mcgrad.LeastSquaresMoments",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)
 
 
 def least_squares_moments(
