@@ -1,6 +1,7 @@
 """Losses for JAX whose gradients are known in closed form."""
 
 from mcgrad._pairing import forward_mode, pair, plain
+from mcgrad.checking import GradientReport, check_gradients
 from mcgrad.losses import LOSSES
 from mcgrad.losses.least_squares import (
     LeastSquaresMoments,
@@ -16,7 +17,9 @@ from mcgrad.losses.weston_watkins import linear_weston_watkins_loss, weston_watk
 __all__ = [
     "LOSSES",
     "Activation",
+    "GradientReport",
     "LeastSquaresMoments",
+    "check_gradients",
     "forward_mode",
     "least_squares_moments",
     "linear_least_squares_loss",

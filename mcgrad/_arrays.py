@@ -118,7 +118,7 @@ class Axes:
         return x
 
     def classes(self, argument: str, x: Any, axes: str, weight: Array | None = None) -> Array:
-        """Labels 0 ... classes-1 as int32, where "classes" is bound; while traced, -1 for any other.
+        """Labels 0 ... classes-1 as int32, where "classes" is bound; -1 for any other, if traced.
 
         An example of weight 0 may have any label.
         """

@@ -33,7 +33,7 @@ def check_block_size(block_size: int | None) -> None:
 
 
 def plan(rows: int, columns: int, block_size: int | None, *, rows_only: bool = False) -> Plan:
-    """Walk the longer axis, in blocks of `block_size`, or as large as the device's budget allows.
+    """Walk the longer axis in blocks of `block_size`, or as large as the device's budget allows.
 
     `rows_only` is for a loss that has to see all columns of a row at once.
     """

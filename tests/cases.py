@@ -158,7 +158,7 @@ def norm(x):
 
 
 def assert_close(got, expected, relative):
-    """Agreement to `relative`, normwise over all leaves: a single one may be zero by cancellation."""
+    """Agreement to `relative`, normwise over all leaves: one alone may be zero by cancellation."""
     assert jax.tree.structure(got) == jax.tree.structure(expected)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
     wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (got, expected))

@@ -15,7 +15,7 @@ FLOORS = [
     {"losses"},
     {"checking", "sharding"},
     {""},
-    {"demo"},
+    {"audit", "demo"},
     {"cli"},
     {"__main__"},
 ]

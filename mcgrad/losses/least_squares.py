@@ -166,7 +166,8 @@ def linear_least_squares_loss(
     Example:
         >>> weights = jnp.array([[1.0, 2.0]])
         >>> inputs, targets = jnp.array([1.0, 1.0]), jnp.array([2.0])
-        >>> value, gradient = jax.value_and_grad(linear_least_squares_loss)(weights, inputs, targets)
+        >>> value_and_gradient = jax.value_and_grad(linear_least_squares_loss)
+        >>> value, gradient = value_and_gradient(weights, inputs, targets)
         >>> print(value, gradient)
         1.0 [[2. 2.]]
 

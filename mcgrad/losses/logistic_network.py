@@ -8,8 +8,8 @@ beta = -y wᵀs:
     ∂f/∂W = -c y (s'⊙w) xᵀ     ∂f/∂b = -c y (s'⊙w)     ∂f/∂w = -c y s
     ∂f/∂x = -c y Wᵀ(s'⊙w)      ∂f/∂y = -c wᵀs          ∂f/∂mu = -c y wᵀ(∂a/∂mu)(z)
 
-W is (hidden, features), b and w (hidden,), s' = sigma'(z). The literal exp(-f) exp(beta) in place of
-the logistic function overflows from |beta| of about 89 on in float32.
+W is (hidden, features), b and w (hidden,), s' = sigma'(z). The literal exp(-f) exp(beta), in place
+of the logistic function, overflows from |beta| of about 89 on in float32.
 """
 
 from collections.abc import Callable

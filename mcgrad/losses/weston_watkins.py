@@ -392,7 +392,8 @@ def linear_weston_watkins_loss(
     Example:
         >>> weights = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
         >>> inputs, labels = jnp.array([[2.0, 1.5], [0.0, 3.0]]), jnp.array([0, 1])
-        >>> value, gradient = jax.value_and_grad(linear_weston_watkins_loss)(weights, inputs, labels)
+        >>> value_and_gradient = jax.value_and_grad(linear_weston_watkins_loss)
+        >>> value, gradient = value_and_gradient(weights, inputs, labels)
         >>> print(value)
         0.25
         >>> print(gradient)

@@ -1,0 +1,155 @@
+"""The gradient checker: it returns a report and prints nothing."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from mcgrad.checking._checks import CHECKS as _CHECKS
+from mcgrad.checking._report import CheckSummary, Finding, GradientReport, aligned
+from mcgrad.checking._run import Run
+from mcgrad.checking._subject import Subject
+
+__all__ = ["CHECKS", "CheckSummary", "Finding", "GradientReport", "aligned", "check_gradients"]
+
+CHECKS = tuple(_CHECKS)
+"""The names of the checks, in the order in which they run."""
+
+
+def check_gradients(
+    fun: Callable[..., Any],
+    *args: Any,
+    reference: Callable[..., Any] | None = None,
+    argnums: int | Iterable[int] | None = None,
+    argnames: str | Iterable[str] | None = None,
+    order: int = 1,
+    modes: Iterable[str] | None = None,
+    directions: int = 8,
+    full: bool | None = None,
+    checks: Iterable[str] | None = None,
+    skip: Iterable[str] = (),
+    seed: int = 0,
+    rtol: float | None = None,
+    **kwargs: Any,
+) -> GradientReport:
+    """Check the derivatives of a function against everything that can be known about them.
+
+    Nothing is printed, and a wrong gradient raises nothing: the report says what is wrong, where,
+    and what it probably is. In a test: ``check_gradients(f, *args).raise_for_findings()``.
+
+    With d a direction, the derivative that everything is compared with is the directional (Gateaux)
+    one, the limit of (f(x + t d) - f(x)) / t, extrapolated from central and one-sided differences
+    in float64 with an estimate of its own error; the gradient g must give it as <g, d>. The
+    directions are every coordinate of every argument where that is affordable, else one random
+    direction per block of each argument, sampled coordinates, and random directions through all
+    arguments at once. What this could not judge is listed under `not_covered`.
+
+    The checks, by the names in `CHECKS`:
+
+    - ``value``: the value that comes with a gradient is the value of the function.
+    - ``reference``: value and gradient are those of `reference`, by autodiff.
+    - ``differences``: the gradient agrees with differences.
+    - ``kinks``: at a kink it lies between the one-sided derivatives.
+    - ``coverage``: no argument has a zero gradient while the function moves with it.
+    - ``cotangent``: the backward rule is linear in the cotangent, and right for one per output.
+    - ``adjoint``: <Jv, w> = <v, J'w>, where forward mode exists.
+    - ``transformations``: the same numbers with and without jit, under vmap (each argument alone
+      and all together), scan and remat, and for one argument alone.
+    - ``second_order``: with ``order=2``, Hessian-vector products, reverse over reverse and forward
+      over reverse, agree with differences of gradients.
+    - ``dtypes``: gradients have the dtype and shape of their arguments and are right in the dtype
+      they came in, in bfloat16 and in float16.
+    - ``scales``: no NaN or infinity where the value is finite, for inputs times 1e-30 to 1e30;
+      right for inputs times 1e-3, 10 and 1e3.
+    - ``determinism``: the same call twice gives the same bits.
+
+    Args:
+        fun: any function of arrays and pytrees with at least one float output; outputs that are
+            not floats are ignored. It is traced, so that a check on concrete arguments (of a
+            label, say) does not meet perturbed ones; one that cannot be traced runs step by step.
+            For parameters that have the name of an option below, use `functools.partial`.
+        *args: its arguments. Float arrays and Python floats in them are differentiated; integer and
+            boolean arrays are held fixed; anything else belongs to the function.
+        reference: a function of the same arguments that is right.
+        argnums: which positional arguments to differentiate; by default all with floats.
+        argnames: which keyword arguments to differentiate, Python floats included; by default all
+            float arrays among them.
+        order: 1, or 2 to check second derivatives too.
+        modes: "rev", "fwd" or both, which must then work; by default whichever exist.
+        directions: how many random directions through all arguments at once.
+        full: True compares every entry of every argument, False only directions and samples; by
+            default every entry of up to 1024 in all.
+        checks: the names of the checks to run; by default all.
+        skip: the names of checks to leave out.
+        seed: of all random choices. The same seed gives the same report.
+        rtol: the relative error that is allowed besides the estimated error of the differences; by
+            default 1e-6, and 32 times the precision of a function that narrows its floats.
+        **kwargs: keyword arguments of `fun`.
+
+    Returns:
+        A `GradientReport`: `.ok`, `.findings`, `str()`, `.to_dict()`, `.raise_for_findings()`.
+
+    Raises:
+        ValueError: an option is not one of those above, or there is nothing to differentiate.
+        Exception: whatever `fun` itself raises for these arguments.
+
+    The cost is about ten compilations of the gradient, and 13 evaluations per direction. Compiled
+    programs are kept: another check of the same function on the same shapes is quick. float64 is
+    turned on for the checker's own evaluations only.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> @jax.custom_vjp
+        ... def energy(x):
+        ...     return jnp.sum(x**2)
+        >>> energy.defvjp(lambda x: (energy(x), x), lambda x, ct: (ct * x,))
+        >>> report = check_gradients(energy, jnp.array([1.0, 2.0, 3.0]), skip="transformations")
+        >>> report.ok
+        False
+        >>> report.findings[0].place, report.findings[0].diagnosis
+        ('x[2]', 'off by the constant factor 1/2')
+    """
+    run_names = _names(checks, skip, order)
+    modes = _modes(modes)
+    with np.errstate(all="ignore"):  # a number that is not finite is reported, not warned of
+        subject = Subject(fun, args, kwargs, argnums, argnames)
+        other = None if reference is None else Subject(reference, args, kwargs, argnums, argnames)
+        run = Run(subject, run_names, modes, directions, full, seed, rtol)
+        for check in dict.fromkeys(_CHECKS[name] for name in run_names):
+            check(run, other) if check is _CHECKS["reference"] else check(run)
+    order_of = {name: place for place, name in enumerate(CHECKS)}
+    findings = sorted(run.findings, key=lambda finding: order_of[finding.check])
+    return GradientReport(
+        subject.name,
+        seed,
+        tuple(findings),
+        run.summaries(CHECKS),
+        tuple(run.kinks),
+        tuple(run.notes),
+    )
+
+
+def _names(checks: Iterable[str] | None, skip: Iterable[str], order: int) -> list[str]:
+    if order not in (1, 2):
+        raise ValueError(f"order: expected 1 or 2; got {order}")
+    skip = {skip} if isinstance(skip, str) else set(skip)
+    chosen = set(CHECKS if checks is None else [checks] if isinstance(checks, str) else checks)
+    for argument, given in (("checks", chosen), ("skip", skip)):
+        unknown = given - set(CHECKS)
+        if unknown:
+            raise ValueError(
+                f"{argument}: expected names among {', '.join(CHECKS)}; got {sorted(unknown)[0]!r}"
+            )
+    if order == 1:
+        skip = skip | {"second_order"}
+    return [name for name in CHECKS if name in chosen - skip]
+
+
+def _modes(modes: Iterable[str] | None) -> tuple[str, ...] | None:
+    if modes is None:
+        return None
+    modes = (modes,) if isinstance(modes, str) else tuple(modes)
+    for mode in modes:
+        if mode not in ("fwd", "rev"):
+            raise ValueError(f"modes: expected 'fwd' or 'rev'; got {mode!r}")
+    return modes

@@ -1,0 +1,177 @@
+"""What a check found: findings, a summary per check, and what was not covered."""
+
+import html
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["CheckSummary", "Finding", "GradientReport", "aligned"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        check: the name of the check that found it, one of `CHECKS`.
+        argument: the argument whose gradient is wrong, or "value" for the value itself.
+        leaf: the path of the leaf inside a pytree argument, "" for an array.
+        entry: the index of the worst entry, None where the finding is about the whole leaf.
+        got: what the function gave.
+        expected: what it should have been.
+        error: how far apart they are.
+        tolerance: how far apart they may be.
+        diagnosis: one sentence on what is probably wrong.
+    """
+
+    check: str
+    argument: str
+    leaf: str
+    entry: tuple[int, ...] | None
+    got: float | str
+    expected: float | str
+    error: float | None
+    tolerance: float | None
+    diagnosis: str
+
+    @property
+    def place(self) -> str:
+        """Argument, leaf and entry in one expression."""
+        entry = "" if not self.entry else f"[{', '.join(map(str, self.entry))}]"
+        return f"{self.argument}{self.leaf}{entry}"
+
+
+@dataclass(frozen=True)
+class CheckSummary:
+    """One line of the table.
+
+    Attributes:
+        check: its name.
+        result: "passed", "failed", or "not run".
+        comparisons: how many comparisons were made.
+        worst: the largest error among them, as a fraction of its tolerance.
+    """
+
+    check: str
+    result: str
+    comparisons: int
+    worst: float
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """The result of `check_gradients`. It prints as a table; in a notebook it shows as one.
+
+    Attributes:
+        function: the name of the function.
+        seed: the seed of all random choices.
+        findings: what is wrong, in the order of the checks.
+        checks: one summary per check.
+        kinks: places where the function has a kink and the gradient lies between its slopes.
+        not_covered: what the checks could not judge, and why.
+    """
+
+    function: str
+    seed: int
+    findings: tuple[Finding, ...]
+    checks: tuple[CheckSummary, ...]
+    kinks: tuple[str, ...]
+    not_covered: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.findings
+
+    def raise_for_findings(self) -> "GradientReport":
+        """Raise an AssertionError whose message is the table, if there are findings.
+
+        Returns:
+            The report itself, so that calls can be chained.
+        """
+        if not self.ok:
+            raise AssertionError(f"\n{self}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in dictionaries, lists, strings and numbers: what JSON can hold.
+
+        NaN and infinities, which JSON cannot, are strings.
+        """
+        return {"ok": self.ok, **_plain(asdict(self))}
+
+    def __str__(self) -> str:
+        count = len(self.findings)
+        verdict = "no findings" if self.ok else f"{count} finding{'s' * (count > 1)}"
+        parts = [f"{self.function}: {verdict} (seed {self.seed})", aligned(self._table())]
+        for number, finding in enumerate(self.findings, start=1):
+            parts.append(
+                f"{number}. {finding.check}: {finding.place}\n"
+                f"   {_comparison(finding)}\n   {finding.diagnosis}"
+            )
+        for title, lines in (("Kinks", self.kinks), ("Not covered", self.not_covered)):
+            if lines:
+                parts.append("\n".join([title, *(f"- {line}" for line in lines)]))
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        rows = self._table()
+        found = [
+            [finding.check, finding.place, _comparison(finding), finding.diagnosis]
+            for finding in self.findings
+        ]
+        parts = [f"<p><b>{html.escape(str(self).splitlines()[0])}</b></p>", _html_table(rows)]
+        if found:
+            parts.append(_html_table([["check", "where", "what", "diagnosis"], *found]))
+        for title, lines in (("Kinks", self.kinks), ("Not covered", self.not_covered)):
+            if lines:
+                items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+                parts.append(f"<p>{title}</p><ul>{items}</ul>")
+        return "\n".join(parts)
+
+    def _table(self) -> list[list[str]]:
+        rows = [["check", "result", "comparisons", "worst error / tolerance"]]
+        for check in self.checks:
+            ran = check.result != "not run"
+            numbers = [str(check.comparisons), f"{check.worst:.2g}"] if ran else ["", ""]
+            rows.append([check.check, check.result, *numbers])
+        return rows
+
+
+def number(x: Any) -> str:
+    """A number as the table shows it."""
+    return x if isinstance(x, str) else f"{x:.7g}"
+
+
+def _comparison(finding: Finding) -> str:
+    text = f"got {number(finding.got)}, expected {number(finding.expected)}"
+    if finding.error is None or finding.tolerance is None:
+        return text
+    return f"{text}: error {finding.error:.2g}, tolerance {finding.tolerance:.2g}"
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of text as a table; the first is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _html_table(rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    body = "".join(line(row, "td") for row in rows[1:])
+    return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [_plain(value) for value in x]
+    if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))):
+        return str(x)
+    return x
