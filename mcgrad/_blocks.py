@@ -48,7 +48,7 @@ def plan(rows: int, columns: int, block_size: int | None, *, rows_only: bool = F
 
 
 def walk(body: Callable[[Any, Any, int], Any], carry: Any, length: int, size: int) -> Any:
-    """carry = body(carry, start, size) for each block; the ragged last one has a size of its own."""
+    """carry = body(carry, start, size) for each block; a ragged last one has its own size."""
     full, rest = divmod(length, size) if length else (0, 0)
     if full == 1:
         carry = body(carry, 0, size)

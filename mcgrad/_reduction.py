@@ -28,7 +28,7 @@ class Reduction(NamedTuple):
 
     @classmethod
     def of(cls, name: str, axes: Axes, *arrays: ArrayLike | None) -> "Reduction":
-        """The reduction called `name` over the axes bound to "*batch", for a loss of these arrays."""
+        """The reduction called `name` over the axes of "*batch", for a loss of these arrays."""
         check_choice("reduction", name, ("mean", "sum", "none"))
         return cls(name, axes.sizes["*batch"], common_dtype(*arrays))
 

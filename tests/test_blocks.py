@@ -225,6 +225,30 @@ def test_no_array_of_examples_times_outputs_exists(name):
     assert temporaries < 4 * whole / 2
 
 
+def test_a_vmapped_example_holds_no_array_of_examples_times_classes():
+    """What is saved for the backward pass: the arguments, and sums per example."""
+    weights, inputs = jnp.ones((37, 5)), jnp.ones((11, 5))
+    labels = jnp.arange(11)
+    loss = mcgrad.linear_weston_watkins_loss
+    for fun in (
+        lambda w, x: jax.vmap(loss, (None, 0, 0))(w, x, labels),
+        lambda w, x: loss(w, x, labels, reduction="none"),
+    ):
+        _, pull = jax.vjp(fun, weights, inputs)
+        sizes = [leaf.size for leaf in jax.tree.leaves(pull)]
+        assert sizes and max(sizes) < 11 * 37
+
+
+def test_task_covariance_is_one_factorization_and_one_solve():
+    """A solve with a Cholesky factor is two triangular ones; the value needs the first of them."""
+    structs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((20, 7), (7, 7))]
+    loss = mcgrad.task_covariance_penalty
+    for fun, solves in ((jax.value_and_grad(loss, argnums=(0, 1)), 2), (loss, 1)):
+        text = str(jax.make_jaxpr(fun)(*structs))
+        assert text.count("= cholesky[") == 1
+        assert text.count("= triangular_solve[") == solves
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
 def test_products_in_the_input_dtype_with_float32_sums(dtype):
     """No operand of a product is widened, and no product is summed in half precision."""

@@ -1,4 +1,4 @@
-"""The README's code runs and prints what it says it prints."""
+"""The code in the README and the docs runs and prints what it says it prints."""
 
 import contextlib
 import io
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "docs" / "checking.md"]
 
 
 def expected(code):
@@ -18,10 +19,12 @@ def expected(code):
 
 
 @pytest.mark.implicit_promotion
-def test_every_block_prints_what_it_says():
-    assert len(BLOCKS) >= 4
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_prints_what_it_says(page):
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) >= 2
     names = {}
-    for code in BLOCKS:
+    for code in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(code, names)
