@@ -55,18 +55,29 @@ class Reduction(NamedTuple):
         return jnp.where(jnp.isfinite(total), total / norm, jnp.sum(losses * (s * inverse)))
 
     def by_losses(
-        self, ct: Array, losses: Array, sample_weight: Array | None
+        self, ct: Array, losses: Array, sample_weight: Array | None, products: Any = None
     ) -> tuple[Array, Array]:
         """The cotangent of `losses` as (rows, factor): rows (examples,) times factor ().
 
-        The two stay apart because sums of whole numbers over the examples are exact and 1/N is not.
+        The rows do not depend on a scalar ct. They hold a mean's 1/Σs unless `products`, the dtype
+        into which slopes are cast, is narrower: it would be rounded alike for every example.
         """
         ct = ct.astype(losses.dtype)
         rows = jnp.ones_like(losses) if sample_weight is None else sample_weight
         if self.name == "none":
             return ct.reshape(-1) * rows, jnp.ones((), losses.dtype)
+        if self.name == "sum":
+            return rows, ct
         _, inverse = _norm(losses, sample_weight)
-        return rows, ct * inverse if self.name == "mean" else ct
+        if products in (None, losses.dtype):
+            return inverse * rows, ct
+        return rows, ct * inverse
+
+    def unit_rows(self, inputs: Array, sample_weight: Array | None) -> Array:
+        """The rows of `by_losses` for a cotangent of 1, where `inputs` (examples, ...) follow."""
+        losses = jnp.ones(inputs.shape[0], self.accumulator)
+        ct = jnp.ones(self.batch if self.name == "none" else (), self.accumulator)
+        return self.by_losses(ct, losses, sample_weight, inputs.dtype)[0]
 
     def by_sample_weight(
         self, ct: Array, losses: Array, sample_weight: Array | None, constant: Any = 0.0

@@ -1,6 +1,5 @@
 """The losses, one file each: the equation, and beside it its gradient in closed form."""
 
-from collections.abc import Callable
 from typing import Any
 
 from mcgrad.losses.least_squares import linear_least_squares_loss, moment_least_squares_loss
@@ -9,7 +8,7 @@ from mcgrad.losses.squared_relu import squared_relu_norm
 from mcgrad.losses.task_covariance import task_covariance_penalty
 from mcgrad.losses.weston_watkins import linear_weston_watkins_loss, weston_watkins_loss
 
-LOSSES: dict[str, Callable[..., Any]] = {
+LOSSES: dict[str, Any] = {
     loss.__name__: loss
     for loss in (
         linear_weston_watkins_loss,

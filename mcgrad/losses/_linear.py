@@ -19,6 +19,7 @@ from jax import lax
 
 from mcgrad._arrays import Array, product
 from mcgrad._blocks import Plan, put, take, walk
+from mcgrad._reduction import Reduction
 
 __all__ = ["Sums", "Tile", "linear_scores", "one_pass", "sum_over_tiles"]
 
@@ -57,15 +58,14 @@ def linear_scores(weights: Array, inputs: Array, bias: Array | None, dtype: Any)
     return scores if bias is None else scores + bias[None]
 
 
-def one_pass(reduction: str, plan: Plan, inputs: Array) -> bool:
+def one_pass(reduction: Reduction, plan: Plan) -> bool:
     """Whether gradients are summed together with the value, to be scaled by the cotangent later.
 
     Without a reduction each example has a cotangent of its own, known only later. And for a single
-    tile of few examples, computing the scores again (which XLA merges with the first time inside
-    one program) beats holding a gradient: under `vmap` it would be one gradient per call.
+    tile, computing the scores again (which XLA merges with the first time inside one program) beats
+    holding a gradient: that would be one gradient per call under `vmap`, and a pass to scale it.
     """
-    examples, features = inputs.shape
-    return reduction != "none" and (not plan.whole or examples >= features)
+    return reduction.name != "none" and not plan.whole
 
 
 def sum_over_tiles(

@@ -68,10 +68,9 @@ def _tile(scores, examples: _Examples, first) -> Tile:
 
 def _forward(weights, inputs, targets, bias, sample_weight, *, reduction, block_size, wanted):
     args = weights, inputs, targets, bias, sample_weight
-    scale = jnp.ones(inputs.shape[0], reduction.accumulator)
-    scale = scale if sample_weight is None else sample_weight
+    scale = reduction.unit_rows(inputs, sample_weight)
     walk = plan(inputs.shape[0], weights.shape[0], block_size)
-    now = wanted if one_pass(reduction.name, walk, inputs) else frozenset()
+    now = wanted if one_pass(reduction, walk) else frozenset()
     sums = _sums(args, scale, walk, now, rows=(True,))
     return reduction.value(sums.rows[0], sample_weight), (args, sums)
 
@@ -80,9 +79,9 @@ def _backward(residuals, ct, *, reduction, block_size, wanted):
     args, sums = residuals
     weights, inputs, _, _, sample_weight = args
     losses = sums.rows[0]
-    rows, factor = reduction.by_losses(ct, losses, sample_weight)
+    rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
     walk = plan(inputs.shape[0], weights.shape[0], block_size)
-    if one_pass(reduction.name, walk, inputs):
+    if one_pass(reduction, walk):
         sums = sums.times(factor)
     else:
         sums = _sums(args, factor * rows, walk, wanted)

@@ -99,10 +99,9 @@ def _forward(
     *, activation, reduction, block_size, wanted,
 ):  # fmt: skip
     args = hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight
-    scale = jnp.ones(inputs.shape[0], reduction.accumulator)
-    scale = scale if sample_weight is None else sample_weight
+    scale = reduction.unit_rows(inputs, sample_weight)
     walk = _plan(args, block_size)
-    now = wanted if one_pass(reduction.name, walk, inputs) else frozenset()
+    now = wanted if one_pass(reduction, walk) else frozenset()
     rows = True, "labels" in wanted, "mu" in wanted
     sums = _sums(args, scale, activation, walk, now, rows)
     return reduction.value(sums.rows[0], sample_weight), (args, sums)
@@ -112,9 +111,9 @@ def _backward(residuals, ct, *, activation, reduction, block_size, wanted):
     args, sums = residuals
     *_, inputs, _, _, sample_weight = args
     losses, by_label, by_mu = sums.rows
-    rows, factor = reduction.by_losses(ct, losses, sample_weight)
+    rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
     walk = _plan(args, block_size)
-    if one_pass(reduction.name, walk, inputs):
+    if one_pass(reduction, walk):
         sums = sums.times(factor)
     else:
         sums = _sums(args, factor * rows, activation, walk, wanted)

@@ -124,7 +124,7 @@ def _linear_forward(
 ):  # fmt: skip
     args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
     c = _example_weights(class_weight, labels, weights.shape[0], margin)
-    scale = c if sample_weight is None else c * sample_weight
+    scale = c * reduction.unit_rows(inputs, sample_weight)
     now = _one_pass(args, reduction, block_size)
     sums = _linear_sums(
         args, scale, wanted if now else frozenset(), power, block_size,
@@ -136,10 +136,10 @@ def _linear_forward(
 
 def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
     args, losses, sums = residuals
-    weights, _, labels, _, margin, l2, _, class_weight, sample_weight = args
+    weights, inputs, labels, _, margin, l2, _, class_weight, sample_weight = args
     c = _example_weights(class_weight, labels, weights.shape[0], margin)
     hinge, count, by_mu = sums.rows
-    rows, factor = reduction.by_losses(ct, losses, sample_weight)
+    rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
     scale = factor * c * rows
     if _one_pass(args, reduction, block_size):
         sums = sums.times(factor)
@@ -193,7 +193,7 @@ def _linear_sums(args, scale, wanted, power, block_size, rows=(), count=None) ->
 
 def _one_pass(args, reduction, block_size) -> bool:
     weights, inputs, *_ = args
-    return one_pass(reduction.name, plan(inputs.shape[0], weights.shape[0], block_size), inputs)
+    return one_pass(reduction, plan(inputs.shape[0], weights.shape[0], block_size))
 
 
 def _example_weights(class_weight, labels, classes, margin) -> Array:
