@@ -85,7 +85,7 @@ def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
     g = jnp.where(is_true, 0, outer * slope(b, mu))
     by_mu = jnp.where(is_true, 0, outer * ramp_by_mu(b, mu))
     hinge, count = jnp.sum(jnp.where(is_true, 0, a**power), 1), jnp.sum(g, 1)
-    # Where the classes are walked, -(1ᵀg) e_t waits until every class was seen: _true_class.
+    # Where the classes are walked, -(1ᵀg) e_t waits in _linear_sums until every class was seen.
     h = g if examples.true_scores is not None else jnp.where(is_true, -count[:, None], g)
     # The slopes of a smooth ramp are never exactly zero: no example may be skipped.
     violates = jnp.any(~(b < 0) & ~is_true, 1) | jnp.isnan(examples.scale)
