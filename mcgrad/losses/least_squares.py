@@ -298,7 +298,7 @@ def _moment_backward(residuals, ct, *, reduction):
         inputs=each * (weights.T @ weights),  # WᵀW
         cross=-2 * each * weights,  # -2 W
         targets=each,
-        weight=-each * share * total if reduction == "mean" else 0 * each,
+        weight=-each * (share * total) if reduction == "mean" else 0 * each,
     )
     return 2 * each * half, by_moments  # 2 (W M - C)
 
