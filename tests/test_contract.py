@@ -181,6 +181,24 @@ def test_a_finite_example_of_weight_zero_still_has_a_derivative_by_its_weight(na
     assert_close(jax.grad(total)(weights), each, tolerance(jnp.float32, 32))
 
 
+@pytest.mark.parametrize("mu", [0.5, 5.0, 500.0])
+def test_the_smooth_loss_is_within_the_documented_bound_of_the_exact_one(mu):
+    """0.13924/mu for each term, times what multiplies the term; and no further bound would do."""
+    e = 0.13924 / mu
+    scores = jnp.array([[0.6392 / mu + 1, 0.0, 2.0], [0.0, 0.3, -0.4]])
+    labels, class_weight = jnp.array([2, 0]), jnp.array([1.0, 2.0, 3.0])
+    hinge = functools.partial(
+        mcgrad.weston_watkins_loss, scores, labels, class_weight=class_weight, reduction="none"
+    )
+    difference = jnp.abs(hinge(mu=mu) - hinge())
+    assert np.all(difference <= class_weight[labels] * 2 * e * (1 + 1e-5))
+    assert difference[0] > 3 * 0.99 * e
+    x = jnp.array([-1.0, 0.6392 / mu, 0.1, 2.0])
+    norm = mcgrad.squared_relu_norm
+    bound = jnp.sum(2 * jnp.maximum(x, 0) * e + e**2)
+    assert 0 < abs(norm(x, mu=mu) - norm(x)) <= bound
+
+
 @pytest.mark.parametrize("name", mcgrad.LOSSES)
 def test_every_float_argument_has_a_gradient(name):
     """A float argument whose cotangent is quietly zero is a wrong gradient."""
