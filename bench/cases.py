@@ -201,7 +201,10 @@ def _smooth_squared_relu_torch(x, mu):
 def squared_relu(dtype, *, rows: int, columns: int, smooth=False) -> Problem:
     x = jax.random.normal(_keys(1)[0], (rows, columns)).astype(dtype)
     arguments = (x, jnp.float32(10.0)) if smooth else (x,)
-    library = lambda x, mu=None: mcgrad.squared_relu_norm(x, mu=mu)  # noqa: E731
+
+    def library(x, mu=None):
+        return mcgrad.squared_relu_norm(x, mu=mu)
+
     autodiff = _smooth_squared_relu if smooth else _squared_relu
     peer = _smooth_squared_relu_torch if smooth else _squared_relu_torch
     contenders = [

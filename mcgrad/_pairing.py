@@ -85,7 +85,7 @@ class Face:
         return Face, (self.loss, self.face)
 
     def __repr__(self) -> str:
-        return f"<{self.face} face of {self.__name__}>"  # type: ignore[attr-defined]
+        return f"<{self.face} face of {vars(self)['__name__']}>"
 
 
 def pair(
