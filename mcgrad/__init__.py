@@ -13,6 +13,7 @@ from mcgrad.losses.logistic_network import Activation, logistic_network_loss
 from mcgrad.losses.squared_relu import squared_relu_norm
 from mcgrad.losses.task_covariance import optimal_task_covariance, task_covariance_penalty
 from mcgrad.losses.weston_watkins import linear_weston_watkins_loss, weston_watkins_loss
+from mcgrad.sharding import shard
 
 __all__ = [
     "LOSSES",
@@ -29,6 +30,7 @@ __all__ = [
     "optimal_task_covariance",
     "pair",
     "plain",
+    "shard",
     "squared_relu_norm",
     "task_covariance_penalty",
     "weston_watkins_loss",

@@ -11,23 +11,26 @@ forward mode the tangent is the linear transpose of the same `backward`, so noth
 twice; `plain` is the equation without a rule.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, ParamSpec
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from mcgrad._arrays import Array, check_choice
+from mcgrad._split import Layout, automatic, vary, varying
 
 __all__ = ["Face", "Rule", "forward_mode", "pair", "plain", "public"]
 
 Parameters = ParamSpec("Parameters")
 
 
-class Rule(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rule:
     """An equation with its closed form.
 
     `forward` and `backward` may also name static arguments, or `wanted`, among their keyword-only
@@ -38,6 +41,7 @@ class Rule(NamedTuple):
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     static_argnames: tuple[str, ...] = ()
+    layout: Layout | None = None  # how the arguments may be split over a mesh
 
     @property
     def rule(self) -> "Rule":
@@ -56,13 +60,18 @@ class Rule(NamedTuple):
         static = {name: bound.arguments.pop(name) for name in self.static_argnames}
         return tuple(bound.arguments[name] for name in self.argnames), static
 
+    def evaluate(self, face: str, static: dict[str, Any], *args: Any) -> Any:
+        """The loss by one of its faces."""
+        check_choice("face", face, tuple(_FACES))
+        return automatic(_FACES[face](self, static))(*args)
+
 
 class Face:
     """One way to differentiate a loss: "reverse", "forward" or "plain"."""
 
     def __init__(self, loss: Any, face: str) -> None:
-        self.loss, self.face = loss, face
         functools.update_wrapper(self, loss.plain if isinstance(loss, Rule) else loss)
+        self.loss, self.face = loss, face
 
     @property
     def rule(self) -> Rule:
@@ -234,11 +243,8 @@ def _call(loss: Any, face: str, args: Any, kwargs: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _evaluate(rule: Rule, face: str, static: tuple[tuple[str, Any], ...], *args: Any) -> Any:
-    options = dict(static)
-    if face == "plain":
-        return rule.plain(*args, **options)
-    check_choice("face", face, tuple(_FACES))
-    return _FACES[face](rule, options)(*args)
+    # In a `shard_map` of the user's own, the gradient of what is shared is summed over it by JAX.
+    return rule.evaluate(face, dict(static), *vary(args, varying(args)))
 
 
 class _Closed:
@@ -333,4 +339,8 @@ def _instantiate(x: Any) -> Any:
     return jnp.zeros(zero.shape, zero.dtype)
 
 
-_FACES = {"reverse": _reverse, "forward": _forward}
+def _plain(rule: Rule, static: dict[str, Any]) -> Callable[..., Any]:
+    return functools.partial(rule.plain, **static)
+
+
+_FACES = {"reverse": _reverse, "forward": _forward, "plain": _plain}

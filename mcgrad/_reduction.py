@@ -7,6 +7,8 @@ With losses f_i, weights s_i (1 where none are given) and a cotangent ct:
     "none"   L_i = s_i f_i           ∂L_i/∂f_i = s_i        ∂L_i/∂s_i = f_i
 
 A mean over no weight at all (an empty batch, or Σ s = 0) is 0.
+
+Where a loss is split over a mesh, `losses` are this part's terms of the f_i, for its own examples.
 """
 
 from typing import Any, NamedTuple
@@ -15,16 +17,21 @@ import jax
 import jax.numpy as jnp
 
 from mcgrad._arrays import Array, ArrayLike, Axes, accumulator, check_choice, common_dtype
+from mcgrad._split import WHOLE, Split
 
 __all__ = ["Reduction", "drop_dead"]
 
 
 class Reduction(NamedTuple):
-    """A reduction by name, the batch axes, which "none" gives back, and the dtype of the value."""
+    """A reduction by name, the batch axes, which "none" gives back, and the dtype of the value.
+
+    `batch` is None for a loss that is one sum, without examples.
+    """
 
     name: str
-    batch: tuple[int, ...]
+    batch: tuple[int, ...] | None
     dtype: Any
+    split: Split = WHOLE
 
     @classmethod
     def of(cls, name: str, axes: Axes, *arrays: ArrayLike | None) -> "Reduction":
@@ -37,6 +44,18 @@ class Reduction(NamedTuple):
         """The dtype in which losses are summed."""
         return accumulator(self.dtype)
 
+    @property
+    def spec(self) -> jax.P:
+        """How the value is split, as in a `Layout`."""
+        return jax.P("examples") if self.name == "none" else jax.P()
+
+    def part(self, split: Split) -> "Reduction":
+        """The reduction of one part of a batch that is split over a mesh."""
+        batch = self.batch
+        if split.examples is not None and batch:
+            batch = (batch[0] // split.all_examples(1), *batch[1:])
+        return self._replace(batch=batch, split=split)
+
     def value(self, losses: Array, sample_weight: Array | None) -> Array:
         """The reduced loss of `losses` (examples,)."""
         return self._reduced(losses, sample_weight).astype(self.dtype)
@@ -46,13 +65,14 @@ class Reduction(NamedTuple):
         # A weight of 0 must hold back an infinite loss, and still have its own derivative.
         losses = jnp.where((s == 0) & ~jnp.isfinite(losses), 0, losses)
         if self.name == "none":
-            return (s * losses).reshape(self.batch)
+            return self.split.over_columns(s * losses).reshape(self.batch)
         total = jnp.sum(s * losses)
         if self.name == "sum":
-            return total
-        norm, inverse = _norm(losses, sample_weight)
+            return self.split.over_all(total)
+        norm, inverse = self._norm(losses, sample_weight)
+        total, mean = self.split.over_all((total, jnp.sum(losses * (s * inverse))))
         # The sum may overflow where the mean does not.
-        return jnp.where(jnp.isfinite(total), total / norm, jnp.sum(losses * (s * inverse)))
+        return jnp.where(jnp.isfinite(total), total / norm, mean)
 
     def by_losses(
         self, ct: Array, losses: Array, sample_weight: Array | None, products: Any = None
@@ -68,7 +88,7 @@ class Reduction(NamedTuple):
             return ct.reshape(-1) * rows, jnp.ones((), losses.dtype)
         if self.name == "sum":
             return rows, ct
-        _, inverse = _norm(losses, sample_weight)
+        _, inverse = self._norm(losses, sample_weight)
         if products in (None, losses.dtype):
             return inverse * rows, ct
         return rows, ct * inverse
@@ -91,18 +111,18 @@ class Reduction(NamedTuple):
         ct = ct.astype(losses.dtype)
         if self.name != "mean":
             return ct.reshape(-1) * (losses + constant)
-        _, inverse = _norm(losses, sample_weight)
-        return ct * (inverse * (losses - self._reduced(losses, sample_weight)))
+        _, inverse = self._norm(losses, sample_weight)
+        mean = self.split.once(self._reduced(losses, sample_weight))
+        return ct * (inverse * (losses - mean))
 
-
-def _norm(losses: Array, sample_weight: Array | None) -> tuple[Array, Array]:
-    """Σ s, or 1 where that is 0; and its inverse, or 0."""
-    if sample_weight is None:
-        total = jnp.full((), losses.size, losses.dtype)
-    else:
-        total = jnp.sum(sample_weight)
-    norm = jnp.where(total == 0, 1, total)
-    return norm, jnp.where(total == 0, 0, 1 / norm)
+    def _norm(self, losses: Array, sample_weight: Array | None) -> tuple[Array, Array]:
+        """Σ s, or 1 where that is 0; and its inverse, or 0."""
+        if sample_weight is None:
+            total = jnp.full((), self.split.all_examples(losses.size), losses.dtype)
+        else:
+            total = self.split.over_examples(jnp.sum(sample_weight))
+        norm = jnp.where(total == 0, 1, total)
+        return norm, jnp.where(total == 0, 0, 1 / norm)
 
 
 @jax.jit

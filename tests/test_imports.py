@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "mcgrad"
 # a package with all its modules, which may import each other.
 FLOORS = [
     {"_arrays"},
+    {"_split"},
     {"_blocks", "_pairing", "_ramp", "_reduction"},
     {"losses"},
     {"checking", "sharding"},

@@ -20,6 +20,7 @@ from jax import lax
 from mcgrad._arrays import Array, product
 from mcgrad._blocks import Plan, put, take, walk
 from mcgrad._reduction import Reduction
+from mcgrad._split import zeros
 
 __all__ = ["Sums", "Tile", "linear_scores", "one_pass", "sum_over_tiles"]
 
@@ -97,10 +98,10 @@ def sum_over_tiles(
         "scores": (examples, outputs),
     }
     wanted = wanted & frozenset(shapes)
+    like = data, weights, inputs
     walked = {"inputs"} if plan.by_rows else {"weights", "bias", "columns"}
 
-    def products(scores: Array, own: Any, x: Array, w: Array, first: Any) -> dict[str, Array]:
-        part = tile(scores, own, first)
+    def products(part: Tile, x: Array, w: Array) -> dict[str, Array]:
         slopes = part.slopes.astype(x.dtype)
         parts = {
             "weights": lambda: product(slopes.T, x, dtype),
@@ -124,7 +125,8 @@ def sum_over_tiles(
         active = part.active
 
         def dense(shared: dict[str, Array]) -> dict[str, Array]:
-            return _add(shared, products(scores, own, x, w, first))
+            # From the scores again: the slopes would have to be held for a branch to take them in.
+            return _add(shared, products(tile(scores, own, first), x, w))
 
         def compact(size: int, shared: dict[str, Array]) -> dict[str, Array]:
             # Places that are left over point behind the last example, where data is zero.
@@ -132,9 +134,9 @@ def sum_over_tiles(
             some, its_own, its_x = jax.tree.map(
                 lambda leaf: leaf.at[chosen].get(mode="fill", fill_value=0), (scores, own, x)
             )
-            parts = products(some, its_own, its_x, w, first)
+            parts = products(tile(some, its_own, first), its_x, w)
             if "inputs" in parts:
-                onto = shared.get("inputs", jnp.zeros(x.shape, dtype))
+                onto = shared["inputs"] if "inputs" in shared else zeros(x.shape, dtype, like)
                 onto = onto.at[chosen].add(parts.pop("inputs"), mode="drop")
                 shared = {name: sum for name, sum in shared.items() if name != "inputs"}
                 return _add(shared, parts) | {"inputs": onto}
@@ -146,7 +148,7 @@ def sum_over_tiles(
         if not wanted:
             added = {}
         elif active is None or plan.whole or x.shape[0] < 4 * max(COMPACTIONS):
-            added = dense(shared)
+            added = _add(shared, products(part, x, w))
         else:
             added = _switch(jnp.sum(active), x.shape[0], compact, dense, shared)
         for index, total in totals.items():
@@ -159,8 +161,8 @@ def sum_over_tiles(
             added["scores"] = put(sums["scores"], added["scores"], start, axis)
         return totals, added
 
-    totals = {index: jnp.zeros(examples, dtype) for index, flag in enumerate(rows) if flag}
-    sums = {name: jnp.zeros(shapes[name], dtype) for name in wanted}
+    totals = {index: zeros((examples,), dtype, like) for index, flag in enumerate(rows) if flag}
+    sums = {name: zeros(shapes[name], dtype, like) for name in wanted}
     length = examples if plan.by_rows else outputs
     totals, sums = walk(body, (totals, sums), length, plan.size)
     nothing = jnp.zeros((), dtype)

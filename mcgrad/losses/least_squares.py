@@ -36,6 +36,7 @@ from mcgrad._arrays import (
 from mcgrad._blocks import Plan, check_block_size, plan, take
 from mcgrad._pairing import Rule, public
 from mcgrad._reduction import Reduction, drop_dead
+from mcgrad._split import automatic
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
 
 __all__ = [
@@ -117,7 +118,18 @@ def _draw(key, batch, dtype, *, smooth):
     return args, {"bias": bias, "sample_weight": sample_weight}
 
 
-@public(Rule(_equation, _forward, _backward, ("reduction", "block_size")), _draw)
+def _layout(args, *, reduction, **_):
+    specs = {
+        "weights": jax.P("columns"),
+        "inputs": jax.P("examples"),
+        "targets": jax.P("examples", "columns"),
+        "bias": jax.P("columns"),
+        "sample_weight": jax.P("examples"),
+    }
+    return specs, reduction.spec
+
+
+@public(Rule(_equation, _forward, _backward, ("reduction", "block_size"), _layout), _draw)
 def linear_least_squares_loss(
     weights: Float[ArrayLike, "outputs features"],
     inputs: Float[ArrayLike, "*batch features"],
@@ -138,8 +150,8 @@ def linear_least_squares_loss(
 
         ∂f/∂W = 2 r uᵀ    ∂f/∂u = 2 Wᵀr    ∂f/∂v = -2 r    ∂f/∂bias = 2 r
 
-    and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. There are no
-    ties and nothing for a `mu` to smooth.
+    and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. The Hessian by W
+    is 2 uuᵀ ⊗ I. There are no ties and nothing for a `mu` to smooth.
 
     Args:
         weights: W, (outputs, features).
@@ -268,6 +280,7 @@ def least_squares_moments(
 
 
 @jax.jit
+@automatic
 def _moments(inputs: Array, targets: Array, sample_weight: Array | None) -> LeastSquaresMoments:
     dtype = accumulator(common_dtype(inputs, targets, sample_weight))
     u, v, s = promoted(dtype, inputs, targets, sample_weight)
@@ -276,17 +289,17 @@ def _moments(inputs: Array, targets: Array, sample_weight: Array | None) -> Leas
     return LeastSquaresMoments(u.T @ su, sv.T @ u, jnp.sum(v * sv), weight)
 
 
-def _moment_equation(weights, moments, *, reduction, dtype):
+def _moment_equation(weights, moments, *, reduction):
     symmetric = (moments.inputs + moments.inputs.T) / 2
     total = jnp.sum(weights * (weights @ symmetric - 2 * moments.cross)) + moments.targets
-    return (total * _share(moments, reduction)).astype(dtype)
+    return (total * _share(moments, reduction)).astype(reduction.dtype)
 
 
-def _moment_forward(weights, moments, *, reduction, dtype):
+def _moment_forward(weights, moments, *, reduction):
     half = product(weights, (moments.inputs + moments.inputs.T) / 2, weights.dtype) - moments.cross
-    total = jnp.sum(weights * (half - moments.cross)) + moments.targets
-    value = (total * _share(moments, reduction)).astype(dtype)
-    return value, (weights, moments, half, total)
+    total = jnp.sum(weights * (half - moments.cross)) + reduction.split.once(moments.targets)
+    value = reduction.split.over_columns(total) * _share(moments, reduction)
+    return value.astype(reduction.dtype), (weights, moments, half, total)
 
 
 def _moment_backward(residuals, ct, *, reduction):
@@ -297,15 +310,15 @@ def _moment_backward(residuals, ct, *, reduction):
     by_moments = LeastSquaresMoments(
         inputs=each * (weights.T @ weights),  # WᵀW
         cross=-2 * each * weights,  # -2 W
-        targets=each,
-        weight=-each * (share * total) if reduction == "mean" else 0 * each,
+        targets=reduction.split.once(each),
+        weight=-each * (share * total) if reduction.name == "mean" else 0 * each,
     )
     return 2 * each * half, by_moments  # 2 (W M - C)
 
 
-def _share(moments: LeastSquaresMoments, reduction: str) -> Array:
+def _share(moments: LeastSquaresMoments, reduction: Reduction) -> Array:
     """1, or 1/Σs for a mean (0 where Σs = 0)."""
-    if reduction == "sum":
+    if reduction.name == "sum":
         return jnp.ones_like(moments.weight)
     empty = moments.weight == 0
     return jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
@@ -317,8 +330,16 @@ def _moment_draw(key, batch, dtype, *, smooth):
     return (weights, jax.tree.map(lambda x: x.astype(dtype), moments)), {}
 
 
+def _moment_layout(args, *, reduction):
+    _, moments = args
+    specs = jax.tree.map(lambda _: jax.P(), moments)
+    split = dataclasses.replace(specs, cross=jax.P("columns"))
+    return {"weights": jax.P("columns"), "moments": split}, reduction.spec
+
+
 @public(
-    Rule(_moment_equation, _moment_forward, _moment_backward, ("reduction", "dtype")), _moment_draw
+    Rule(_moment_equation, _moment_forward, _moment_backward, ("reduction",), _moment_layout),
+    _moment_draw,
 )
 def moment_least_squares_loss(
     weights: Float[ArrayLike, "outputs features"],
@@ -380,4 +401,4 @@ def moment_least_squares_loss(
     check_choice("reduction", reduction, ("mean", "sum"))
     dtype = common_dtype(weights, *jax.tree.leaves(moments))
     weights, *leaves = promoted(accumulator(dtype), weights, *jax.tree.leaves(moments))
-    return (weights, LeastSquaresMoments(*leaves)), {"reduction": reduction, "dtype": dtype}
+    return (weights, LeastSquaresMoments(*leaves)), {"reduction": Reduction(reduction, None, dtype)}

@@ -33,6 +33,7 @@ from mcgrad._blocks import Plan, check_block_size, plan
 from mcgrad._pairing import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction, drop_dead
+from mcgrad._split import Split
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
 
 __all__ = ["Activation", "logistic_network_loss"]
@@ -79,16 +80,20 @@ class _Examples(NamedTuple):
     scale: Array  # the cotangent of the example's loss
 
 
-def _tile(z, examples: _Examples, first, *, output_weights, activation, mu) -> Tile:
+def _tile(z, examples: _Examples, *, output_weights, activation, mu, split: Split) -> Tile:
     """f, ∂f/∂y and ∂f/∂mu of the examples of a tile; its slopes and ∂/∂w, times scale."""
     sigma, y = _activation(activation, mu), examples.labels
     s = sigma.value(z)
-    output = s @ output_weights
+    output = split.over_columns(s @ output_weights)
     beta = -y * output
     c = jax.nn.sigmoid(beta)
     each = -c * y * examples.scale
     return Tile(
-        rows=(jax.nn.softplus(beta), -c * output, -c * y * (ramp_by_mu(z, mu) @ output_weights)),
+        rows=(
+            split.once(jax.nn.softplus(beta)),
+            split.once(-c * output),
+            -c * y * (ramp_by_mu(z, mu) @ output_weights),
+        ),
         slopes=each[:, None] * (sigma.slope(z) * output_weights[None]),  # -c y (s'⊙w)
         columns=each @ s,  # -c y s
     )
@@ -103,7 +108,7 @@ def _forward(
     walk = _plan(args, block_size)
     now = wanted if one_pass(reduction, walk) else frozenset()
     rows = True, "labels" in wanted, "mu" in wanted
-    sums = _sums(args, scale, activation, walk, now, rows)
+    sums = _sums(args, scale, activation, walk, now, reduction.split, rows)
     return reduction.value(sums.rows[0], sample_weight), (args, sums)
 
 
@@ -116,7 +121,7 @@ def _backward(residuals, ct, *, activation, reduction, block_size, wanted):
     if one_pass(reduction, walk):
         sums = sums.times(factor)
     else:
-        sums = _sums(args, factor * rows, activation, walk, wanted)
+        sums = _sums(args, factor * rows, activation, walk, wanted, reduction.split)
     return (
         sums.weights,  # -c y (s'⊙w) xᵀ
         sums.bias,  # -c y (s'⊙w)
@@ -142,13 +147,13 @@ FIELDS = {
 }
 
 
-def _sums(args, scale, activation, walk, wanted, rows=()) -> Sums:
+def _sums(args, scale, activation, walk, wanted, split, rows=()) -> Sums:
     """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
     hidden_weights, hidden_bias, output_weights, inputs, labels, mu, _ = args
 
     def tile(z: Array, examples: _Examples, first: Any) -> Tile:
         return _tile(
-            z, examples, first, output_weights=output_weights, activation=activation, mu=mu
+            z, examples, output_weights=output_weights, activation=activation, mu=mu, split=split
         )
 
     return sum_over_tiles(
@@ -174,7 +179,21 @@ def _draw(key, batch, dtype, *, smooth):
     return args, options
 
 
-@public(Rule(_equation, _forward, _backward, ("activation", "reduction", "block_size")), _draw)
+def _layout(args, *, reduction, **_):
+    specs = {
+        "hidden_weights": jax.P("columns"),
+        "hidden_bias": jax.P("columns"),
+        "output_weights": jax.P("columns"),
+        "inputs": jax.P("examples"),
+        "labels": jax.P("examples"),
+        "sample_weight": jax.P("examples"),
+    }
+    return specs, reduction.spec
+
+
+@public(
+    Rule(_equation, _forward, _backward, ("activation", "reduction", "block_size"), _layout), _draw
+)
 def logistic_network_loss(
     hidden_weights: Float[ArrayLike, "hidden features"],
     hidden_bias: Float[ArrayLike, " hidden"],
@@ -200,7 +219,7 @@ def logistic_network_loss(
         ∂f/∂x = -c y Wᵀ(s'⊙w)     ∂f/∂y = -c wᵀs         ∂f/∂mu = -c y wᵀ ∂a/∂mu(z)
 
     and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. With a ReLU the
-    slope at a tie, z = 0, is 1.
+    slope at a tie, z = 0, is 1, and second derivatives take it as constant on either side.
 
     With `mu` the ReLU is a(z) = z (1 + tanh(mu z))/2, which tends to max(0, z) as mu grows: it
     differs by at most 0.13924/mu, so f by at most ‖w‖₁ 0.13924/mu.

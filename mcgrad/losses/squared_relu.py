@@ -28,26 +28,31 @@ from mcgrad._arrays import (
 from mcgrad._blocks import plan, put, take, walk
 from mcgrad._pairing import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
+from mcgrad._reduction import Reduction
+from mcgrad._split import Split, zeros
 
 __all__ = ["squared_relu_norm"]
 
 
-def _equation(x, mu, where, *, axis, dtype):
-    a = ramp(_counted(x, where, dtype), mu)
-    return jnp.sum(jnp.square(a), axis).astype(dtype)
+def _equation(x, mu, where, *, axis, reduction):
+    a = ramp(_counted(x, where, reduction.dtype), mu)
+    return jnp.sum(jnp.square(a), axis).astype(reduction.dtype)
 
 
-def _forward(x, mu, where, *, axis, dtype, wanted):
+def _forward(x, mu, where, *, axis, reduction, wanted):
     """Over all axes the gradient is summed in the same pass; over some it is computed again."""
+    dtype, split = reduction.dtype, reduction.split
     if axis is not None:
-        return _equation(x, mu, where, axis=axis, dtype=dtype), (x, mu, where)
+        a = ramp(_counted(x, where, dtype), mu)
+        value = _summed(split, x, axis).over_all(jnp.sum(jnp.square(a), axis))
+        return value.astype(dtype), (x, mu, where)
     entries, counted = x.reshape(-1), None if where is None else where.reshape(-1)
     blocks = plan(entries.size, 1, None)
-    sums = {"value": jnp.zeros((), accumulator(dtype))}
+    sums = {"value": zeros((), accumulator(dtype), entries)}
     if "x" in wanted:
-        sums["x"] = jnp.zeros_like(entries)
+        sums["x"] = zeros(entries.shape, x.dtype, entries)
     if "mu" in wanted:
-        sums["mu"] = jnp.zeros((), accumulator(dtype))
+        sums["mu"] = zeros((), accumulator(dtype), entries)
 
     def body(sums: dict[str, Array], start: Any, size: int) -> dict[str, Array]:
         mask = None if counted is None else take(counted, start, size)
@@ -63,10 +68,11 @@ def _forward(x, mu, where, *, axis, dtype, wanted):
     sums = walk(body, sums, entries.size, blocks.size)
     nothing = jnp.zeros((), x.dtype)
     by_x = sums["x"].reshape(x.shape) if "x" in wanted else nothing
-    return sums["value"].astype(dtype), (by_x, sums.get("mu", nothing), nothing)
+    return split.over_all(sums["value"]).astype(dtype), (by_x, sums.get("mu", nothing), nothing)
 
 
-def _backward(residuals, ct, *, axis, dtype, wanted):
+def _backward(residuals, ct, *, axis, reduction, wanted):
+    dtype = reduction.dtype
     ct = ct.astype(accumulator(dtype))
     if axis is None:
         by_x, by_mu, _ = residuals
@@ -89,7 +95,26 @@ def _draw(key, batch, dtype, *, smooth):
     return (x,), {"mu": jnp.asarray(1.5, dtype)} if smooth else {}
 
 
-@public(Rule(_equation, _forward, _backward, ("axis", "dtype")), _draw)
+def _layout(args, *, axis, **_):
+    """The first axis is split as examples are, the last as columns."""
+    x, *_ = args
+    names: list[Any] = [None] * x.ndim
+    if x.ndim == 1:
+        names = [("examples", "columns")]
+    elif x.ndim:
+        names[0], names[-1] = "examples", "columns"
+    spec = jax.P(*names)
+    kept = [] if axis is None else [name for i, name in enumerate(names) if i not in axis]
+    return {"x": spec, "where": spec}, jax.P(*kept)
+
+
+def _summed(split: Split, x: Array, axis: tuple[int, ...]) -> Split:
+    """The split of those axes of x that are summed over."""
+    examples = split.examples if 0 in axis else None
+    return Split(examples, split.columns if x.ndim - 1 in axis else None)
+
+
+@public(Rule(_equation, _forward, _backward, ("axis", "reduction"), _layout), _draw)
 def squared_relu_norm(
     x: Float[ArrayLike, "..."],
     *,
@@ -107,7 +132,8 @@ def squared_relu_norm(
 
         ∂f/∂X = 2 a ⊙ a' = 2 max(X, 0)    ∂f/∂mu = Σ 2 a ∂a/∂mu
 
-    At a tie, x = 0, the gradient is 0 from both sides: f is C¹.
+    At a tie, x = 0, the gradient is 0 from both sides: f is C¹. Its Hessian is diagonal, 2 where
+    x >= 0 and 0 elsewhere: at the tie, where f has none, that is a generalized Hessian.
 
     With `mu` the ramp is a(x) = x (1 + tanh(mu x))/2, which tends to max(0, x) as mu grows: it
     differs by at most e = 0.13924/mu, so f by at most Σ (2 max(0, x_ij) e + e²).
@@ -162,4 +188,4 @@ def squared_relu_norm(
             require(False, "where", f"a shape that broadcasts to {x.shape}", f"shape {where.shape}")
     dtype = common_dtype(x, mu)
     (mu,) = promoted(accumulator(dtype), mu)
-    return (x, mu, where), {"axis": axis, "dtype": dtype}
+    return (x, mu, where), {"axis": axis, "reduction": Reduction("sum", None, dtype)}

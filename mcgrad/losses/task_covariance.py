@@ -31,6 +31,8 @@ from mcgrad._arrays import (
     require,
 )
 from mcgrad._pairing import Rule, public
+from mcgrad._reduction import Reduction
+from mcgrad._split import automatic
 
 __all__ = ["optimal_task_covariance", "task_covariance_penalty"]
 
@@ -40,12 +42,12 @@ __all__ = ["optimal_task_covariance", "task_covariance_penalty"]
 ASYMMETRY, TRACED_ASYMMETRY = 1e-3, 0.25
 
 
-def _equation(weights, covariance, ridge, coupling, *, dtype):
+def _equation(weights, covariance, ridge, coupling, *, reduction):
     plain, coupled = (
         jnp.sum(jnp.square(weights)),
         jnp.sum(jnp.square(_half(weights, covariance)[0])),
     )
-    return (ridge / 2 * plain + coupling / 2 * coupled).astype(dtype)
+    return (ridge / 2 * plain + coupling / 2 * coupled).astype(reduction.dtype)
 
 
 def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
@@ -62,7 +64,7 @@ def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
     return solve_triangular(factor, weights.T, lower=True), factor
 
 
-def _forward(weights, covariance, ridge, coupling, *, dtype, wanted):
+def _forward(weights, covariance, ridge, coupling, *, reduction, wanted):
     y, factor = _half(weights, covariance)
     plain = jnp.sum(ridge / 2 * weights * weights)
     coupled = jnp.sum(coupling / 2 * y * y)
@@ -73,10 +75,11 @@ def _forward(weights, covariance, ridge, coupling, *, dtype, wanted):
     else:
         s = solve_triangular(factor, y, lower=True, trans="T").T
     half = jnp.vdot(y, y) / 2 if "coupling" in wanted else jnp.zeros((), weights.dtype)
-    return (plain + coupled).astype(dtype), (weights, covariance, s, half, ridge, coupling)
+    value = reduction.split.over_columns(plain + coupled).astype(reduction.dtype)
+    return value, (weights, covariance, s, half, ridge, coupling)
 
 
-def _backward(residuals, ct, *, dtype, wanted):
+def _backward(residuals, ct, *, wanted):
     weights, covariance, s, half, ridge, coupling = residuals
     ct = ct.astype(weights.dtype)
     by_covariance = None
@@ -100,7 +103,11 @@ def _draw(key, batch, dtype, *, smooth):
     return (jax.random.normal(keys[1], (4, 3), dtype), covariance), options
 
 
-@public(Rule(_equation, _forward, _backward, ("dtype",)), _draw)
+def _layout(args, *, reduction):
+    return {"weights": jax.P("columns")}, reduction.spec
+
+
+@public(Rule(_equation, _forward, _backward, ("reduction",), _layout), _draw)
 def task_covariance_penalty(
     weights: Float[ArrayLike, "features tasks"],
     covariance: Float[ArrayLike, "tasks tasks"] | Float[ArrayLike, " tasks"],
@@ -117,8 +124,9 @@ def task_covariance_penalty(
         ∂G/∂W = ridge W + coupling S    ∂G/∂Omega = -(coupling/2) SᵀS
         ∂G/∂ridge = ‖W‖²/2              ∂G/∂coupling = (W:S)/2
 
-    It is smooth: there are no ties and nothing for a `mu` to smooth. G is defined on the symmetric
-    part of Omega, for which the gradient is the symmetric one.
+    The Hessian by each row of W is ridge I + coupling Omega⁻¹. G is smooth: there are no ties and
+    nothing for a `mu` to smooth. It is defined on the symmetric part of Omega, for which the
+    gradient is the symmetric one.
 
     Args:
         weights: W, (features, tasks), a column a task.
@@ -158,7 +166,7 @@ def task_covariance_penalty(
     _check_covariance(concrete(covariance))
     dtype = common_dtype(weights, covariance, ridge, coupling)
     args = promoted(accumulator(dtype), weights, covariance, ridge, coupling)
-    return tuple(args), {"dtype": dtype}
+    return tuple(args), {"reduction": Reduction("sum", None, dtype)}
 
 
 def _check_covariance(numbers: np.ndarray | None) -> None:
@@ -221,6 +229,7 @@ def optimal_task_covariance(
 
 
 @jax.jit
+@automatic
 def _optimal(weights: Array, jitter: Array) -> Array:
     # From W itself: WᵀW would square the condition number.
     _, values, rows = jnp.linalg.svd(weights.astype(jitter.dtype), full_matrices=False)

@@ -36,6 +36,7 @@ from mcgrad._blocks import check_block_size, plan
 from mcgrad._pairing import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction, drop_dead
+from mcgrad._split import Split
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
 
 __all__ = ["linear_weston_watkins_loss", "weston_watkins_loss"]
@@ -46,7 +47,7 @@ def _hinge(scores, labels, margin, mu, class_weight, power) -> Array:
     is_true = labels[:, None] == jnp.arange(scores.shape[1], dtype=labels.dtype)[None]
     true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
     terms = ramp(scores - true_scores[:, None] + margin, mu) ** power
-    c = _example_weights(class_weight, labels, scores.shape[1], margin)
+    c = _example_weights(class_weight, labels, margin)
     return c * jnp.sum(jnp.where(is_true, 0, terms), 1)
 
 
@@ -69,7 +70,7 @@ class _Examples(NamedTuple):
 
     labels: Array
     scale: Array  # the cotangent of the example's hinge
-    true_scores: Array | None  # s_t; None where the tile holds every class
+    true_scores: Array | None  # s_t; None where the tile holds every class there is
 
 
 def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
@@ -85,7 +86,7 @@ def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
     g = jnp.where(is_true, 0, outer * slope(b, mu))
     by_mu = jnp.where(is_true, 0, outer * ramp_by_mu(b, mu))
     hinge, count = jnp.sum(jnp.where(is_true, 0, a**power), 1), jnp.sum(g, 1)
-    # Where the classes are walked, -(1ᵀg) e_t waits in _linear_sums until every class was seen.
+    # Where other tiles hold other classes, -(1ᵀg) e_t waits until every class was seen.
     h = g if examples.true_scores is not None else jnp.where(is_true, -count[:, None], g)
     # The slopes of a smooth ramp are never exactly zero: no example may be skipped.
     violates = jnp.any(~(b < 0) & ~is_true, 1) | jnp.isnan(examples.scale)
@@ -98,24 +99,41 @@ def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
 
 def _forward(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
     args = scores, labels, margin, mu, class_weight, sample_weight
-    return _equation(*args, power=power, reduction=reduction), args
+    c = _example_weights(class_weight, labels, margin)
+    hinge, *_ = _all_scores(args, c, power, reduction.split).rows
+    return reduction.value(c * hinge, sample_weight), args
 
 
 def _backward(args, ct, *, power, reduction):
-    scores, labels, margin, mu, class_weight, sample_weight = args
-    c = _example_weights(class_weight, labels, scores.shape[1], margin)
+    _, labels, margin, _, class_weight, sample_weight = args
+    c = _example_weights(class_weight, labels, margin)
     rows, factor = reduction.by_losses(ct, c, sample_weight)
-    examples = _Examples(labels, factor * rows * c, None)
-    part = _tile(scores, examples, 0, margin=margin, mu=mu, power=power)
+    scale = factor * rows * c
+    part = _all_scores(args, scale, power, reduction.split)
     hinge, count, by_mu = part.rows
     return (
         part.slopes,  # c_t h
         None,
-        examples.scale @ count,  # c_t 1ᵀg
-        examples.scale @ by_mu,
+        scale @ count,  # c_t 1ᵀg
+        scale @ by_mu,
         _by_class_weight(class_weight, labels, factor * rows * hinge),
         reduction.by_sample_weight(ct, c * hinge, sample_weight),
     )
+
+
+def _all_scores(args, scale, power, split: Split) -> Tile:
+    """The tile of all the scores, or of one part of their classes."""
+    scores, labels, margin, mu, *_ = args
+    tile = functools.partial(_tile, margin=margin, mu=mu, power=power)
+    if split.columns is None:
+        return tile(scores, _Examples(labels, scale, None), 0)
+    own = _own_class(labels, scores.shape[1], split)[:, None]
+    true_scores = jnp.take_along_axis(scores, own, 1, mode="fill", fill_value=0)[:, 0]
+    examples = _Examples(labels, scale, split.over_columns(true_scores))
+    part = tile(scores, examples, split.first_column(scores.shape[1]))
+    late = -scale * split.over_columns(part.rows[1])
+    here = own == jnp.arange(scores.shape[1], dtype=own.dtype)[None]
+    return part._replace(slopes=part.slopes + jnp.where(here, late[:, None], 0))
 
 
 def _linear_forward(
@@ -123,11 +141,11 @@ def _linear_forward(
     *, power, reduction, block_size, wanted,
 ):  # fmt: skip
     args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
-    c = _example_weights(class_weight, labels, weights.shape[0], margin)
+    c = _example_weights(class_weight, labels, margin)
     scale = c * reduction.unit_rows(inputs, sample_weight)
     now = _one_pass(args, reduction, block_size)
     sums = _linear_sums(
-        args, scale, wanted if now else frozenset(), power, block_size,
+        args, scale, wanted if now else frozenset(), power, block_size, reduction.split,
         rows=(True, bool(wanted), "mu" in wanted),
     )  # fmt: skip
     losses = c * sums.rows[0] + _penalty(weights, l2)
@@ -137,14 +155,14 @@ def _linear_forward(
 def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
     args, losses, sums = residuals
     weights, inputs, labels, _, margin, l2, _, class_weight, sample_weight = args
-    c = _example_weights(class_weight, labels, weights.shape[0], margin)
+    c = _example_weights(class_weight, labels, margin)
     hinge, count, by_mu = sums.rows
     rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
     scale = factor * c * rows
     if _one_pass(args, reduction, block_size):
         sums = sums.times(factor)
     else:
-        sums = _linear_sums(args, scale, wanted, power, block_size, count=count)
+        sums = _linear_sums(args, scale, wanted, power, block_size, reduction.split, count=count)
     by_weights, total = sums.weights, factor * jnp.sum(rows)
     if l2 is not None:
         by_weights += 2 * l2 * total * weights.astype(l2.dtype)
@@ -161,34 +179,48 @@ def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
     )
 
 
-def _linear_sums(args, scale, wanted, power, block_size, rows=(), count=None) -> Sums:
+def _linear_sums(args, scale, wanted, power, block_size, split, rows=(), count=None) -> Sums:
     """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
     weights, inputs, labels, bias, margin, _, mu, *_ = args
     walk = plan(inputs.shape[0], weights.shape[0], block_size)
-    tile = functools.partial(_tile, margin=margin, mu=mu, power=power)
-    over_tiles = functools.partial(
-        sum_over_tiles, tile, weights=weights, inputs=inputs, bias=bias,
-        plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
-    )  # fmt: skip
-    if walk.by_rows:
-        return over_tiles(_Examples(labels, scale, None))
-    own = weights.at[labels].get(mode="fill", fill_value=0)
+
+    def over_tiles(examples: _Examples, first: Any) -> Sums:
+        def tile(scores: Array, examples: _Examples, column: Any) -> Tile:
+            return _tile(scores, examples, first + column, margin=margin, mu=mu, power=power)
+
+        return sum_over_tiles(
+            tile, examples, weights, inputs, bias,
+            plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
+        )  # fmt: skip
+
+    if walk.by_rows and split.columns is None:
+        return over_tiles(_Examples(labels, scale, None), first=0)
+    own_class = _own_class(labels, weights.shape[0], split)
+    own = weights.at[own_class].get(mode="fill", fill_value=0)
     true_scores = jnp.einsum("nf,nf->n", inputs, own, preferred_element_type=scale.dtype)
     if bias is not None:
-        true_scores += bias.at[labels].get(mode="fill", fill_value=0)
-    sums = over_tiles(_Examples(labels, scale, true_scores))
+        true_scores += bias.at[own_class].get(mode="fill", fill_value=0)
+    examples = _Examples(labels, scale, split.over_columns(true_scores))
+    sums = over_tiles(examples, first=split.first_column(weights.shape[0]))
     if not wanted:
         return sums
     # -(1ᵀg) e_t, whose 1ᵀg is known only now.
-    late = -scale * (sums.rows[1] if count is None else count)
+    late = -scale * split.over_columns(sums.rows[1] if count is None else count)
     changes = {}
     if "weights" in wanted:
-        changes["weights"] = sums.weights.at[labels].add(late[:, None] * inputs.astype(late.dtype))
+        by_row = late[:, None] * inputs.astype(late.dtype)
+        changes["weights"] = sums.weights.at[own_class].add(by_row, mode="drop")
     if "inputs" in wanted:
         changes["inputs"] = sums.inputs + late[:, None] * own.astype(late.dtype)
     if "bias" in wanted:
-        changes["bias"] = sums.bias.at[labels].add(late)
+        changes["bias"] = sums.bias.at[own_class].add(late, mode="drop")
     return sums._replace(**changes)
+
+
+def _own_class(labels, classes, split: Split) -> Array:
+    """The place of the true class among this part's, or behind the last where it is elsewhere."""
+    place = labels - split.first_column(classes)
+    return jnp.where((place >= 0) & (place < classes), place, classes)
 
 
 def _one_pass(args, reduction, block_size) -> bool:
@@ -196,10 +228,10 @@ def _one_pass(args, reduction, block_size) -> bool:
     return one_pass(reduction, plan(inputs.shape[0], weights.shape[0], block_size))
 
 
-def _example_weights(class_weight, labels, classes, margin) -> Array:
+def _example_weights(class_weight, labels, margin) -> Array:
     """c_t for each example; NaN for a label out of range, so that its loss and gradient are NaN."""
     c = jnp.ones(labels.shape, margin.dtype) if class_weight is None else class_weight[labels]
-    return jnp.where((labels >= 0) & (labels < classes), c, jnp.nan)
+    return jnp.where(labels >= 0, c, jnp.nan)
 
 
 def _by_class_weight(class_weight, labels, values) -> Array | None:
@@ -246,7 +278,19 @@ def _linear_draw(key, batch, dtype, *, smooth):
     return (weights, inputs, labels), options | {"bias": bias, "l2": jnp.asarray(0.1, dtype)}
 
 
-@public(Rule(_equation, _forward, _backward, ("power", "reduction")), _draw)
+def _layout(args, *, reduction, **_):
+    specs = {
+        "scores": jax.P("examples", "columns"),
+        "weights": jax.P("columns"),
+        "inputs": jax.P("examples"),
+        "labels": jax.P("examples"),
+        "bias": jax.P("columns"),
+        "sample_weight": jax.P("examples"),
+    }
+    return specs, reduction.spec
+
+
+@public(Rule(_equation, _forward, _backward, ("power", "reduction"), _layout), _draw)
 def weston_watkins_loss(
     scores: Float[ArrayLike, "*batch classes"],
     labels: Int[ArrayLike, "*batch"],
@@ -270,7 +314,8 @@ def weston_watkins_loss(
         ∂f/∂mu = c_t Σ_{j≠t} power a(b_j)^(power-1) ∂a/∂mu(b_j)
 
     and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. At a tie, b = 0,
-    the slope a' is 1.
+    the slope a' is 1. Second derivatives of the exact ramp take a' as constant: a generalized
+    Hessian, zero for power 1.
 
     With `mu` the ramp is a(b) = b (1 + tanh(mu b))/2, which tends to max(0, b) as mu grows: it
     differs by at most 0.13924/mu, so f (power 1) by at most c_t (classes - 1) 0.13924/mu.
@@ -323,7 +368,13 @@ def weston_watkins_loss(
 
 
 @public(
-    Rule(_linear_equation, _linear_forward, _linear_backward, ("power", "reduction", "block_size")),
+    Rule(
+        _linear_equation,
+        _linear_forward,
+        _linear_backward,
+        ("power", "reduction", "block_size"),
+        _layout,
+    ),
     _linear_draw,
 )
 def linear_weston_watkins_loss(
@@ -355,7 +406,8 @@ def linear_weston_watkins_loss(
         ∂f/∂mu = c_t Σ_{j≠t} power a(b_j)^(power-1) ∂a/∂mu(b_j)
 
     and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. At a tie, b = 0,
-    the slope a' is 1.
+    the slope a' is 1. Second derivatives of the exact ramp take a' as constant: a generalized
+    Hessian, zero for power 1.
 
     With `mu` the ramp is a(b) = b (1 + tanh(mu b))/2, which tends to max(0, b) as mu grows: it
     differs by at most 0.13924/mu, so f (power 1) by at most c_t (classes - 1) 0.13924/mu.
