@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "docs" / "checking.md"]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "checking.md", ROOT / "docs" / "second_order.md"]
 
 
 def expected(code):
