@@ -70,28 +70,39 @@ class Face:
     """One way to differentiate a loss: "reverse", "forward" or "plain"."""
 
     def __init__(self, loss: Any, face: str) -> None:
-        functools.update_wrapper(self, loss.plain if isinstance(loss, Rule) else loss)
+        wrapped = loss.plain if isinstance(loss, Rule) else loss
+        functools.update_wrapper(self, wrapped, updated=())
         self.loss, self.face = loss, face
 
     @property
     def rule(self) -> Rule:
         return self.loss.rule
 
+    def prepare(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call, checked and sorted for the rule."""
+        return self.loss.prepare(*args, **kwargs)
+
     @property
-    def prepare(self) -> Callable[..., Any]:
-        return self.loss.prepare
+    def made_of(self) -> tuple[Any, ...]:
+        """The arguments that make this face again."""
+        return self.loss, self.face
+
+    def turned(self, face: str) -> "Face":
+        """Another face of the same loss."""
+        loss, _, *rest = self.made_of
+        return type(self)(loss, face, *rest)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _call(self, self.face, args, kwargs)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Face) and (self.loss, self.face) == (other.loss, other.face)
+        return isinstance(other, Face) and self.made_of == other.made_of
 
     def __hash__(self) -> int:
-        return hash((self.loss, self.face))
+        return hash(self.made_of)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Face, (self.loss, self.face)
+        return type(self), self.made_of
 
     def __repr__(self) -> str:
         return f"<{self.face} face of {vars(self)['__name__']}>"
@@ -233,7 +244,7 @@ def forward_mode(loss: Callable[Parameters, Array]) -> Callable[Parameters, Arra
 def _face(loss: Any, face: str) -> Any:
     if not isinstance(getattr(loss, "rule", None), Rule):
         raise TypeError(f"loss: expected a loss made by mcgrad.pair; got {loss!r}")
-    return Face(loss.loss if isinstance(loss, Face) else loss, face)
+    return loss.turned(face) if isinstance(loss, Face) else Face(loss, face)
 
 
 def _call(loss: Any, face: str, args: Any, kwargs: Any) -> Any:

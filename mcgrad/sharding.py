@@ -113,23 +113,22 @@ def shard(
     given = [axis for axis in named.values() if axis is not None]
     require(given, "batch_axis, model_axis", "at least one of them", "neither")
     require(len(set(given)) == len(given), "model_axis", "another axis", repr(model_axis))
-    face = loss.face if isinstance(loss, Face) else "reverse"
-    whole = loss.loss if isinstance(loss, Face) else loss
-    return Face(_Sharded(whole, mesh, Split(batch_axis, model_axis)), face)
+    whole, face = (loss.loss, loss.face) if isinstance(loss, Face) else (loss, "reverse")
+    return _Sharded(whole, face, mesh, Split(batch_axis, model_axis))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sharded:
-    """A loss with the mesh over which it is split."""
+class _Sharded(Face):
+    """A face of a loss that is split over a mesh."""
 
-    loss: Any
-    mesh: Mesh
-    split: Split
+    def __init__(self, loss: Any, face: str, mesh: Mesh, split: Split) -> None:
+        super().__init__(loss, face)
+        self.mesh, self.split = mesh, split
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.loss, name)
+    @property
+    def made_of(self) -> tuple[Any, ...]:
+        return self.loss, self.face, self.mesh, self.split
 
-    @functools.cached_property
+    @property
     def rule(self) -> "_ShardedRule":
         return _ShardedRule(**_fields(self.loss.rule), mesh=self.mesh, split=self.split)
 

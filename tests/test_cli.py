@@ -1,5 +1,6 @@
 """`mcgrad check`: what it prints, and its exit codes."""
 
+import dataclasses
 import json
 import sys
 
@@ -81,9 +82,8 @@ def test_a_wrong_gradient_exits_with_one(which, capsys, monkeypatch):
         place = rule.argnames.index(which)
         return tuple(1.001 * g if i == place else g for i, g in enumerate(right))
 
-    wrong = mcgrad.losses.weston_watkins.public(rule._replace(backward=backward), true.draw)(
-        true.prepare
-    )
+    changed = dataclasses.replace(rule, backward=backward)
+    wrong = mcgrad.losses.weston_watkins.public(changed, true.draw)(true.prepare)
     monkeypatch.setitem(mcgrad.LOSSES, "weston_watkins_loss", wrong)
     code, out, _ = run(capsys, "weston_watkins_loss")
     marked = {line.split()[2] for line in out.splitlines() if line.endswith("WRONG")}

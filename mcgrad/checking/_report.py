@@ -113,6 +113,9 @@ class GradientReport:
                 parts.append("\n".join([title, *(f"- {line}" for line in lines)]))
         return "\n\n".join(parts)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_html_(self) -> str:
         rows = self._table()
         found = [

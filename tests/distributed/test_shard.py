@@ -1,6 +1,7 @@
 """Over a mesh every loss is what it is on one device, and sends no more than it says."""
 
 import functools
+import inspect
 import math
 import re
 from collections import Counter
@@ -402,6 +403,7 @@ def test_batch_axes_are_split_along_the_first_and_given_back():
 def test_a_sharded_loss_speaks_as_the_loss_does():
     sharded = shard_with()
     assert sharded.__name__ == "linear_weston_watkins_loss"
+    assert inspect.signature(sharded) == inspect.signature(mcgrad.linear_weston_watkins_loss)
     assert sharded == shard_with()
     assert hash(sharded) == hash(shard_with())
     assert sharded != shard_with(model_axis="model")
