@@ -89,6 +89,7 @@ def shard(
     network is evaluated in blocks, its outputs go block by block.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from mcgrad import squared_relu_norm
         >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
         >>> sharded = shard(squared_relu_norm, mesh, batch_axis="data", model_axis="model")

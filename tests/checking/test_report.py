@@ -65,6 +65,7 @@ def test_raise_for_findings() -> None:
     report = quickly(HALVED, X)
     with pytest.raises(AssertionError) as caught:
         report.raise_for_findings()
+    assert str(report) == repr(report)
     assert str(report) in str(caught.value)
     good = quickly(cubic, X)
     assert good.raise_for_findings() is good
