@@ -40,9 +40,9 @@ def _equation(x, mu, where, *, axis, reduction):
 
 
 def _forward(x, mu, where, *, axis, reduction, wanted):
-    """Over all axes the gradient is summed in the same pass; over some it is computed again."""
+    """The value; with it the gradient, where that is dear to compute a second time."""
     dtype, split = reduction.dtype, reduction.split
-    if axis is not None:
+    if _twice(mu, axis):
         a = ramp(_counted(x, where, dtype), mu)
         value = _summed(split, x, axis).over_all(jnp.sum(jnp.square(a), axis))
         return value.astype(dtype), (x, mu, where)
@@ -68,20 +68,30 @@ def _forward(x, mu, where, *, axis, reduction, wanted):
     sums = walk(body, sums, entries.size, blocks.size)
     nothing = jnp.zeros((), x.dtype)
     by_x = sums["x"].reshape(x.shape) if "x" in wanted else nothing
-    return split.over_all(sums["value"]).astype(dtype), (by_x, sums.get("mu", nothing), nothing)
+    return split.over_all(sums["value"]).astype(dtype), (by_x, mu, sums.get("mu", nothing))
 
 
 def _backward(residuals, ct, *, axis, reduction, wanted):
     dtype = reduction.dtype
     ct = ct.astype(accumulator(dtype))
-    if axis is None:
-        by_x, by_mu, _ = residuals
-        return ct * by_x.astype(ct.dtype), ct * by_mu.astype(ct.dtype), None
     x, mu, where = residuals
-    own, ct = _counted(x, where, dtype), jnp.expand_dims(ct, axis)
+    if not _twice(mu, axis):
+        by_x, _, by_mu = residuals
+        return ct * by_x.astype(ct.dtype), ct * by_mu.astype(ct.dtype), None
+    own = _counted(x, where, dtype)
+    ct = jnp.expand_dims(ct, range(x.ndim) if axis is None else axis)
     a = ramp(own, mu)
     by_mu = jnp.sum(ct * (2 * a * ramp_by_mu(own, mu))) if "mu" in wanted else None
     return ct * (2 * a * slope(own, mu)), by_mu, None
+
+
+def _twice(mu: Array | None, axis: tuple[int, ...] | None) -> bool:
+    """Whether the ramp is computed again for the gradient.
+
+    The exact ramp is fused into each sum and costs nothing; the smooth one is summed in blocks, in
+    one pass, unless only some axes are summed over.
+    """
+    return mu is None or axis is not None
 
 
 def _counted(x: Array, where: Array | None, dtype: Any) -> Array:
@@ -108,8 +118,10 @@ def _layout(args, *, axis, **_):
     return {"x": spec, "where": spec}, jax.P(*kept)
 
 
-def _summed(split: Split, x: Array, axis: tuple[int, ...]) -> Split:
+def _summed(split: Split, x: Array, axis: tuple[int, ...] | None) -> Split:
     """The split of those axes of x that are summed over."""
+    if axis is None:
+        return split
     examples = split.examples if 0 in axis else None
     return Split(examples, split.columns if x.ndim - 1 in axis else None)
 
@@ -155,7 +167,8 @@ def squared_relu_norm(
         ValueError: an axis, range or shape is wrong.
         TypeError: a dtype is wrong.
 
-    Cost: one pass over x, and, over all axes, no temporaries of its size.
+    Cost: one pass over x for the value and one for the gradient, or one for both with `mu`. Over
+    all axes there are no temporaries of x's size.
 
     Example:
         >>> x = jnp.array([[1.0, -2.0], [0.0, 3.0]])
