@@ -1,13 +1,20 @@
 """The command line: `python -m bench [CASE…] [--quick] [--json FILE] [--plot FILE] …`."""
 
 import argparse
+import importlib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+COMMANDS = "distributed", "scaling"  # Modules of their own, with options of their own.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write. Missing a goal is a result, not a failure: returns 0."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        return _command(argv[0])(argv[1:])
     options = _options(argv)
     # JAX reads these when it is first used, so what imports it comes after.
     if options.device:
@@ -28,11 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    try:
+        return importlib.import_module(f"bench.{name}").main
+    except ModuleNotFoundError as error:
+        install = 'pip install "mcgrad[bench,demo,distributed]"'
+        raise SystemExit(f"python -m bench {name}: {error}; {install}") from None
+
+
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Time the losses against autodiff, PyTorch and optax, and against the floor: "
         "the bare matrix products, copy or factorization that nothing can avoid.",
+        epilog="`python -m bench distributed` trains by several processes, and `python -m bench "
+        "scaling` counts what is sent and held over a mesh: each has a --help of its own.",
     )
     parser.add_argument(
         "cases", nargs="*", metavar="CASE", help="names, or beginnings of names (default: all)"

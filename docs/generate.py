@@ -87,7 +87,8 @@ def write(path: Path, text: str) -> None:
 def generate(app: Sphinx) -> None:
     docs = Path(app.srcdir)
     figures.draw(docs / "generated")
-    results = sorted((docs.parent / "bench" / "results").glob("*.json"))
+    runs = sorted((docs.parent / "bench" / "results").glob("*.json"))
+    results = [run for run in runs if "cases" in json.loads(run.read_text())]
     write(docs / "generated" / "bench.md", "\n".join(map(bench, results)))
     sources = {file.name: file for file in sorted((docs.parent / "notebooks").glob("*.ipynb"))}
     for file in (docs / "notebooks").glob("*.ipynb"):

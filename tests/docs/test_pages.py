@@ -16,7 +16,7 @@ PAGES = {
     for path in sorted([*DOCS.glob("*.md"), *DOCS.glob("losses/*.md")])
 }
 # Pages whose code other tests run.
-ELSEWHERE = {page.name for page in test_readme.PAGES} | {"interop.md"}
+ELSEWHERE = {page.name for page in test_readme.PAGES} | {"interop.md", "scale.md"}
 # Libraries that are not among those of the ordinary tests.
 LIBRARIES = {"training.md": ("optimistix", "flax", "equinox")}
 
