@@ -76,9 +76,8 @@ def site(tmp_path_factory):
         )
     copy = tmp_path_factory.mktemp("repository")
     shutil.copytree(DOCS, copy / "docs", ignore=MADE)
-    shutil.copytree(ROOT / "bench" / "results", copy / "bench" / "results")
-    if (ROOT / "notebooks").exists():
-        shutil.copytree(ROOT / "notebooks", copy / "notebooks")
+    for folder in ("bench", "notebooks"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=MADE)
     shutil.copy(ROOT / "CHANGELOG.md", copy)
     html = copy / "docs" / "_build" / "html"
     command = ["sphinx", "-W", "-n", "--keep-going", "-q", "-b", "html", copy / "docs", html]
