@@ -39,7 +39,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
     try:
         return importlib.import_module(f"bench.{name}").main
     except ModuleNotFoundError as error:
-        install = 'pip install "mcgrad[bench,demo,distributed]"'
+        install = 'pip install --editable ".[bench,demo,distributed]"'
         raise SystemExit(f"python -m bench {name}: {error}; {install}") from None
 
 

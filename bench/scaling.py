@@ -363,10 +363,10 @@ def tables(cases: list[dict[str, Any]]) -> str:
     lines = []
     for name, storage in STORAGE.items():
         lines += [
-            f"Numbers stored as {name}, GiB on each device:",
+            f"Numbers stored as {name}; GiB that each device holds, and sends for ∂W and ∂X:",
             "",
-            "| devices | data x model | W, ∂W, each | X, ∂X, each | temporaries | of these a block "
-            "| in all | sent for ∂W | for ∂X | TFLOP | kFLOP per byte sent |",
+            "| devices | data × model | W, ∂W each | X, ∂X each | temporaries | of these a block "
+            "| in all | for ∂W | for ∂X | TFLOP | kFLOP / byte |",
             "|" + " ---: |" * 11,
         ]
         for mesh in million_meshes():
@@ -388,7 +388,7 @@ def _line(mesh: Mesh, cost: Cost, held: int | None) -> str:
     sent = [cost.sent.get(axis, 0) for axis in ("data", "model")]
     for_weights, for_inputs = (f"**{_gib(x)}**" if x == max(sent) else _gib(x) for x in sent)
     cells = [
-        f"{mesh.devices}", f"{mesh.data} x {mesh.model}", weights, inputs, temporaries,
+        f"{mesh.devices}", f"{mesh.data}×{mesh.model}", weights, inputs, temporaries,
         _gib(cost.block), _gib(cost.held), for_weights, for_inputs,
         f"{cost.operations / 1e12:.3g}", f"{cost.operations / sum(sent) / 1e3:.3g}",
     ]  # fmt: skip
@@ -396,7 +396,8 @@ def _line(mesh: Mesh, cost: Cost, held: int | None) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / GIB:.3g}"
+    small = 0 < size < GIB / 1000
+    return "< 0.001" if small else f"{round(size / GIB, 3):.3g}"
 
 
 def summary(points: list[Point]) -> Table:

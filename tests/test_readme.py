@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,12 +38,33 @@ def test_the_first_code_comes_within_twenty_lines():
     assert first < 20 and "print(gradient)" in README.split("```")[1]
 
 
+def fastest_autodiff(sides):
+    candidates = (side for name, side in sides.items() if name.startswith("autodiff"))
+    return min(candidates, key=lambda side: side["median"])
+
+
+def test_the_versions_are_those_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python, jax = project["requires-python"], project["dependencies"][0]
+    assert f"Python {python.removeprefix('>=')} or newer" in README
+    assert f"JAX {jax.removeprefix('jax>=')} or newer" in README
+
+
 def test_the_figures_are_those_of_the_committed_run():
     results = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())
     cases = {case["case"]: case["sides"] for case in results["cases"]}
     machine = results["machine"]
     for fact in (machine["date"], machine["cpu"], *map(machine["versions"].get, ("jax", "torch"))):
         assert fact in README
+    first = re.search(r"take ([\d.]+) times less time than autodiff and (\d+) times less", README)
+    fastest, own = (
+        fastest_autodiff(cases["hinge-64-features"]),
+        cases["hinge-64-features"]["mcgrad"],
+    )
+    assert first.groups() == (
+        f"{fastest['median'] / own['median']:.1f}",
+        f"{fastest['temporaries'] / own['temporaries']:.0f}",
+    )
     rows = re.findall(
         r"^\| .*\(`([\w-]+)`\) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+), ([\d.]+) MiB \|$",
         README,
@@ -52,10 +74,7 @@ def test_the_figures_are_those_of_the_committed_run():
     for name, *figures in rows:
         sides = cases[name]
         own = sides["mcgrad"]
-        autodiff = min(
-            (side for key, side in sides.items() if key.startswith("autodiff")),
-            key=lambda side: side["median"],
-        )
+        autodiff = fastest_autodiff(sides)
         others = (sides["floor"], autodiff, sides["PyTorch"])
         expected = [f"{side['median'] / own['median']:.2f}" for side in others]
         expected += [f"{side['temporaries'] / 2**20:.1f}" for side in (own, autodiff)]

@@ -17,7 +17,7 @@ from sharded import make_mesh
 import mcgrad
 from bench import distributed, scaling
 from bench.collectives import messages
-from bench.scaling import HINGE, LOSSES, MILLION, Case, Cost, Mesh, Point, Program
+from bench.scaling import LOSSES, MILLION, Case, Cost, Mesh, Point, Program
 from mcgrad import _blocks
 from tests.test_readme import expected
 
@@ -57,7 +57,9 @@ def test_the_programs_of_the_committed_run_agree():
         Case(Mesh(*case["mesh"]), Cost(**case["cost"]), Program(**case["program"]))
         for case in RESULTS["million"]
     ]
-    assert len(points) == len(scaling.sweep(quick=False)) and len(cases) == PAGE.count(") | 0.2")
+    assert len(points) == len(scaling.sweep(quick=False)) and len(cases) == len(
+        scaling.million_meshes()
+    )
     assert scaling.agree(points, cases)
     for case in cases:
         weights, inputs, *_ = case.cost
@@ -75,8 +77,8 @@ def test_what_the_page_says_of_the_tables():
     assert "On 512 of them 48 operations" in PAGE
     assert round(cost[examples].operations / sent[examples]) == 48
     assert "thirty times less" in PAGE and 25 < sent[examples] / sent[classes] < 35
-    assert f"{best.data} x {best.model} sends less than half of what" in PAGE
-    assert f"{square.data} x {square.model} sends" in PAGE
+    assert f"{best.data}×{best.model} sends less than half of what" in PAGE
+    assert f"{square.data}×{square.model} sends" in PAGE
     assert sent[best] < sent[square] / 2 and cost[best].held < cost[square].held
     assert MILLION["columns"] % 512 == 0 and "1 000 448 classes" in PAGE
     half = {mesh: scaling.hinge_cost(MILLION, mesh, storage=2) for mesh in cost}
@@ -147,6 +149,7 @@ def test_the_operations_are_those_of_three_products():
 
 def test_the_blocks_of_an_accelerator_are_left_behind():
     before = dict(_blocks.BUDGET), _blocks.plan(4096, 4096, None)
+    assert not before[1].whole
     with scaling.blocks_of_an_accelerator():
         assert _blocks.plan(4096, 4096, None).whole
     assert (dict(_blocks.BUDGET), _blocks.plan(4096, 4096, None)) == before
@@ -265,7 +268,3 @@ def test_the_command_prints_the_tables_of_the_page():
     command = [sys.executable, "-m", "bench", "scaling", "--table"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.strip() in PAGE
-
-
-def test_the_linear_hinge_is_the_loss_of_the_tables():
-    assert HINGE.function is mcgrad.linear_weston_watkins_loss
