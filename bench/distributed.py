@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = []
     with console.status("") as status:
         for split, processes in _plan(options):
-            status.update(f"split {split}, {processes} at a time: {folder / split}")
+            status.update(f"split {split}, processes: {processes}, in {folder / split}")
             runs.append(_launch(split, processes, folder / split, options))
     console.print(_table(runs))
     if options.folder is None:

@@ -298,8 +298,8 @@ def sweep(quick: bool) -> list[tuple[Loss, str, str, Mesh, Sizes]]:
     for loss in LOSSES:
         for scaling in ("weak", "strong"):
             for split, of in MESHES.items():
-                if (split == "model") < ("data" not in loss.sent):
-                    continue
+                if "data" not in loss.sent and split != "model":
+                    continue  # It has no examples.
                 for devices in DEVICES[: 2 if quick else None]:
                     mesh = of(devices)
                     if split == "both" and 1 < devices < 4:

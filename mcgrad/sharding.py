@@ -114,8 +114,10 @@ def shard(
     given = [axis for axis in named.values() if axis is not None]
     require(given, "batch_axis, model_axis", "at least one of them", "neither")
     require(len(set(given)) == len(given), "model_axis", "another axis", repr(model_axis))
+    # An axis of one device splits nothing, and a sum over it would still be copied.
+    split = Split(*(axis and (axis if mesh.shape[axis] > 1 else None) for axis in named.values()))
     whole, face = (loss.loss, loss.face) if isinstance(loss, Face) else (loss, "reverse")
-    return _Sharded(whole, face, mesh, Split(batch_axis, model_axis))
+    return _Sharded(whole, face, mesh, split)
 
 
 class _Sharded(Face):

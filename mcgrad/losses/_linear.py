@@ -20,7 +20,7 @@ from jax import lax
 from mcgrad._arrays import Array, product
 from mcgrad._blocks import Plan, put, take, walk
 from mcgrad._reduction import Reduction
-from mcgrad._split import zeros
+from mcgrad._split import vary, varying, zeros
 
 __all__ = ["Sums", "Tile", "linear_scores", "one_pass", "sum_over_tiles"]
 
@@ -110,7 +110,8 @@ def sum_over_tiles(
             "columns": lambda: part.columns,
             "scores": lambda: part.slopes,
         }
-        return {name: parts[name]() for name in wanted}
+        # A product over no examples at all does not vary over a mesh by itself.
+        return {name: vary(parts[name](), varying(like)) for name in wanted}
 
     def body(carry: Any, start: Any, size: int) -> Any:
         totals, sums = dict(carry[0]), carry[1]

@@ -95,6 +95,20 @@ def test_equals_it_split_along_one_axis_of_a_mesh_of_two(name, axes):
     assert_same(case, value_and_gradients(case, sharded)(case.params), on_one_device(name))
 
 
+@pytest.mark.parametrize("wanted", ["weights", "inputs", "bias"])
+@pytest.mark.parametrize("name", [name for name in CASES if "few violations" in name])
+def test_each_gradient_alone_where_rows_are_skipped(name, wanted):
+    case = CASES[name]
+
+    def gradient(loss):
+        def value(x):
+            return reduced(case, loss, case.params | {wanted: x})
+
+        return jax.device_get(jax.jit(jax.grad(value))(case.params[wanted]))
+
+    assert_same(case, gradient(case.sharded(make_mesh((2, 4)))), gradient(case.loss))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["linear hinge", "hinge", "squares", "network", "norm"])
 def test_gradients_lie_where_their_arguments_lie(name, kind):
@@ -167,8 +181,10 @@ def test_training_takes_the_same_path(name):
 
 COLLECTIVES = "all-reduce|all-gather|all-to-all|reduce-scatter|collective-[a-z]+"
 COLLECTIVE = re.compile(rf"= (.*?) ({COLLECTIVES})(?:-start)?\((.*)")
-# The groups stand as {{0,4},{1,5},...}, or as [groups, devices in each].
-GROUPS = re.compile(r"replica_groups=(?:\{\{(.*?)\}|\[\d+,(\d+)\])")
+# The groups: {{0,4},{1,5},...}, or [groups, devices in each], or the axes they run along.
+MEMBERS = re.compile(r"replica_groups=\{\{(.*?)\}")
+NUMBERS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+NAMES = re.compile(r"replica_groups=mesh\[(.*?)\].*? \{(.*?)\}")
 ARRAY = re.compile(r"(\w+?)\[([\d,]*)\]")
 AXES = {2: "data", 4: "model", 8: "both"}  # by the devices of a group on a 2 x 4 mesh
 
@@ -178,14 +194,22 @@ def collectives(function, *args):
     return COLLECTIVE.findall(function.lower(*args).compile().as_text())
 
 
+def devices_of_a_group(text):
+    if members := MEMBERS.search(text):
+        return len(members[1].split(","))
+    if numbers := NUMBERS.search(text):
+        return int(numbers[1])
+    sizes, along = NAMES.search(text).groups()
+    shape = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", sizes)}
+    return math.prod(shape[name] for name in re.findall(r"'(\w+)'", along))
+
+
 def sent(function, *args):
     """Numbers that one device sends over each axis of a 2 x 4 mesh, and with what."""
     counts, kinds = Counter(), set()
     for result, kind, rest in collectives(function, *args):
         shapes = [dimensions for _, dimensions in ARRAY.findall(result)]
-        members, size = GROUPS.search(rest).groups()
-        devices = int(size) if size else len(members.split(","))
-        counts[AXES[devices]] += sum(
+        counts[AXES[devices_of_a_group(rest)]] += sum(
             math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes
         )
         kinds.add(kind)
