@@ -130,8 +130,16 @@ few_violations = linear_hinge._replace(
     params=linear_hinge.params | {"inputs": MANY},
     fixed={"labels": jnp.argmax(MANY @ WEIGHTS.T + BIAS, 1), "block_size": 2},
 )
+# More classes than examples on each device: the classes are walked.
+TALL, SHORT = integers(11, 1024, FEATURES), integers(12, 8 * BATCH, FEATURES)
+many_classes = linear_hinge._replace(
+    params=linear_hinge.params
+    | {"weights": TALL, "inputs": SHORT, "bias": integers(13, 1024), "l2": jnp.asarray(0.0)},
+    fixed={"labels": jnp.argmax(SHORT @ TALL.T, 1), "block_size": 32},
+)
 
 CASES = {
+    "linear hinge, few violations, many classes": many_classes,
     "linear hinge, few violations": few_violations,
     "linear hinge, few violations, none": having(few_violations, reduction="none"),
     "linear hinge, few violations, one walk": having(few_violations, block_size=64),
