@@ -50,10 +50,6 @@ class Split(NamedTuple):
         """How many examples there are in all parts."""
         return own * _size(self.examples)
 
-    def all_columns(self, own: int) -> int:
-        """How many columns there are in all parts."""
-        return own * _size(self.columns)
-
     def first_column(self, own: int) -> Any:
         """The place of this part's first column among all."""
         return 0 if self.columns is None else lax.axis_index(self.columns) * own

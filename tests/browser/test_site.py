@@ -107,7 +107,7 @@ def address(site):
 def chromium():
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium, for one")
+        pytest.skip("needs Chromium, a program that pip cannot install: apt-get install chromium")
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install '.[docs]'"
     )

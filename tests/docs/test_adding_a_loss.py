@@ -76,8 +76,7 @@ def test_the_command_line_knows_it(copy):
 
 def test_it_has_the_style_of_the_house(copy):
     ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or shutil.which("ruff")
-    if ruff is None:
-        pytest.skip("ruff is not installed")
+    assert ruff, "make installs ruff with the lint extra"
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [ruff, *command, copy / "mcgrad"], capture_output=True, text=True, cwd=copy
