@@ -42,6 +42,7 @@ class Rule:
     backward: Callable[..., Any]
     static_argnames: tuple[str, ...] = ()
     layout: Layout | None = None  # how the arguments may be split over a mesh
+    arguments: tuple[str, ...] = ()  # of a rule whose `plain` does not name them
 
     @property
     def rule(self) -> "Rule":
@@ -50,6 +51,8 @@ class Rule:
     @property
     def argnames(self) -> tuple[str, ...]:
         """The names of the differentiable arguments, in order."""
+        if self.arguments:
+            return self.arguments
         names = inspect.signature(self.plain).parameters
         return tuple(name for name in names if name not in self.static_argnames)
 
@@ -293,6 +296,8 @@ class _Closed:
 def _named(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
     """Those options that are keyword-only parameters of the function."""
     parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return options
     named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     return {name: value for name, value in options.items() if name in named}
 

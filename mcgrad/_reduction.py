@@ -8,7 +8,7 @@ With losses f_i, weights s_i (1 where none are given) and a cotangent ct:
 
 A mean over no weight at all (an empty batch, or Σ s = 0) is 0.
 
-Where a loss is split over a mesh, `losses` are this part's terms of the f_i, for its own examples.
+Over a mesh, `losses` are the f_i of this device's examples, the same on every shard of the columns.
 """
 
 from typing import Any, NamedTuple
@@ -65,12 +65,12 @@ class Reduction(NamedTuple):
         # A weight of 0 must hold back an infinite loss, and still have its own derivative.
         losses = jnp.where((s == 0) & ~jnp.isfinite(losses), 0, losses)
         if self.name == "none":
-            return self.split.over_columns(s * losses).reshape(self.batch)
+            return (s * losses).reshape(self.batch)
         total = jnp.sum(s * losses)
         if self.name == "sum":
-            return self.split.over_all(total)
+            return self.split.over_examples(total)
         norm, inverse = self._norm(losses, sample_weight)
-        total, mean = self.split.over_all((total, jnp.sum(losses * (s * inverse))))
+        total, mean = self.split.over_examples((total, jnp.sum(losses * (s * inverse))))
         # The sum may overflow where the mean does not.
         return jnp.where(jnp.isfinite(total), total / norm, mean)
 
@@ -112,7 +112,7 @@ class Reduction(NamedTuple):
         if self.name != "mean":
             return ct.reshape(-1) * (losses + constant)
         _, inverse = self._norm(losses, sample_weight)
-        mean = self.split.once(self._reduced(losses, sample_weight))
+        mean = self._reduced(losses, sample_weight)
         return ct * (inverse * (losses - mean))
 
     def _norm(self, losses: Array, sample_weight: Array | None) -> tuple[Array, Array]:

@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from mcgrad._arrays import Array, require
 from mcgrad._pairing import Face, Rule
-from mcgrad._split import Split
+from mcgrad._split import Split, vary, varying
 
 __all__ = ["shard"]
 
@@ -191,10 +191,10 @@ class _ShardedRule(Rule):
         return jax.P(*(tuple(filter(None, dimension)) or None for dimension in axes))
 
     def summed(self, cotangent: Array, spec: jax.P) -> Array:
-        """The sum over the parts that share the argument."""
-        own = set(itertools.chain(*_names(spec)))
-        shared = tuple(axis for axis in self.split if axis is not None and axis not in own)
-        return lax.psum(cotangent, shared) if shared else cotangent
+        """The sum over the axes along which the cotangent varies and the argument does not."""
+        own = frozenset(itertools.chain(*_names(spec)))
+        shared = tuple(sorted(varying(cotangent) - own))
+        return vary(lax.psum(cotangent, shared) if shared else cotangent, own)
 
     def laid_out(self, x: Array, spec: jax.P) -> Array:
         """With explicit axes a `shard_map` takes only what its type says is split as it should."""

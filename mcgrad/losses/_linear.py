@@ -1,191 +1,344 @@
-"""One pass over the linear scores S = X Wᵀ + 1 bᵀ of a loss, in tiles of bounded memory.
+"""A rule of a loss of scores: on linear scores X Wᵀ + 1 biasᵀ, or on the scores of any model.
 
-A loss states what it makes of one tile of scores: sums over the tile's columns, and the slopes
-G = ∂(Σ losses)/∂S. The pass turns the slopes into
+What every such loss shares stands here: the weight c_t of the true class, the penalty l2 ‖W‖², the
+reduction with its sample weights, and which gradients are computed when. With f the loss itself
+and L_i = c_t f_i + l2 ‖W‖² reduced over the examples:
 
-    ∂/∂W = Gᵀ X        ∂/∂X = G W        ∂/∂b = Gᵀ 1
+    scale_i = ∂L/∂f_i        ∂L/∂c_t = Σ ∂L/∂L_i f_i        ∂L/∂θ = Σ scale_i ∂f_i/∂θ
 
-tile by tile, so that no array of examples x outputs exists: three matrix products when all is
-wanted, one when only the values are. Where there are more examples than columns the examples are
-walked, and a tile sees every column; elsewhere the columns are.
+Over a mesh the columns (classes, outputs, hidden units) and the examples are split.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from mcgrad._arrays import Array, product
-from mcgrad._blocks import Plan, put, take, walk
+from mcgrad._arrays import Array
+from mcgrad._blocks import Plan, make_plan
+from mcgrad._merge import placeholder
+from mcgrad._pairing import Rule
 from mcgrad._reduction import Reduction
-from mcgrad._split import vary, varying, zeros
+from mcgrad.losses._scores import (
+    ScoreLoss,
+    Scores,
+    linear_scores,
+    make_tile,
+    masked,
+    scaled,
+    sweep,
+    tile_slopes,
+)
 
-__all__ = ["Sums", "Tile", "linear_scores", "one_pass", "sum_over_tiles"]
-
-# Examples whose slopes are all zero need no products. A tile with few others is compacted to the
-# first of these fractions of its examples that holds them all.
-COMPACTIONS = (16, 4)
-
-
-class Tile(NamedTuple):
-    """What a loss makes of one tile of scores."""
-
-    rows: tuple[Array, ...]  # sums over the tile's columns, (examples,) each
-    slopes: Array  # G, (examples, columns)
-    columns: Array | None = None  # a sum over the tile's examples, (columns,)
-    active: Array | None = None  # the examples whose slopes may differ from zero; None for all
+__all__ = ["linear_rule", "score_rule"]
 
 
-class Sums(NamedTuple):
-    """Sums over all tiles. A scalar stands where nothing was wanted."""
-
-    rows: tuple[Array, ...]
-    weights: Array
-    inputs: Array
-    bias: Array
-    columns: Array
-    scores: Array
-
-    def times(self, factor: Array) -> "Sums":
-        """The gradients times a factor."""
-        return Sums(self.rows, *(factor * gradient for gradient in self[1:]))
-
-
-def linear_scores(weights: Array, inputs: Array, bias: Array | None, dtype: Any) -> Array:
-    """X Wᵀ + 1 bᵀ of inputs (examples, features), accumulated in `dtype`."""
-    scores = product(inputs, weights.T, dtype)
-    return scores if bias is None else scores + bias[None]
-
-
-def one_pass(reduction: Reduction, plan: Plan) -> bool:
-    """Whether gradients are summed together with the value, to be scaled by the cotangent later.
-
-    Without a reduction each example has a cotangent of its own, known only later. And for a single
-    tile, computing the scores again (which XLA merges with the first time inside one program) beats
-    holding a gradient: that would be one gradient per call under `vmap`, and a pass to scale it.
-    """
-    return reduction.name != "none" and not plan.whole
-
-
-def sum_over_tiles(
-    tile: Callable[[Array, Any, Any], Tile],
-    data: Any,
-    weights: Array,
-    inputs: Array,
-    bias: Array | None,
+def linear_rule(
+    loss: type[ScoreLoss],
     *,
-    plan: Plan,
-    dtype: Any,
-    rows: tuple[bool, ...],
-    wanted: frozenset[str],
-) -> Sums:
-    """Sum `tile(scores, data of its examples, its first column)` over all tiles.
+    weights: str = "weights",
+    bias: str = "bias",
+    penalised: tuple[str, ...] = ("weights",),
+    arguments: tuple[str, ...],
+    options: tuple[str, ...] = (),
+) -> Rule:
+    """The rule of a loss of linear scores.
 
     Args:
-        data: pytree of arrays (examples, ...): what the tile needs to know of each example.
-        dtype: in which all sums run.
-        rows: which of the tile's `rows` are wanted.
-        wanted: which other fields of `Sums` are.
+        loss: what the loss makes of a tile of scores.
+        weights, bias: the names of the arguments that make the scores, beside "inputs".
+        penalised: the arguments whose squares `l2` penalises.
+        arguments: the names of all arguments, in order.
+        options: the names of the static ones, beside "reduction" and "block_size".
     """
-    examples, outputs = inputs.shape[0], weights.shape[0]
-    shapes = {
-        "weights": weights.shape,
-        "inputs": inputs.shape,
-        "bias": (outputs,),
-        "columns": (outputs,),
-        "scores": (examples, outputs),
-    }
-    wanted = wanted & frozenset(shapes)
-    like = data, weights, inputs
-    walked = {"inputs"} if plan.by_rows else {"weights", "bias", "columns"}
+    return _Linear(loss, arguments, options, weights, bias, penalised).rule()
 
-    def products(part: Tile, x: Array, w: Array) -> dict[str, Array]:
-        slopes = part.slopes.astype(x.dtype)
-        parts = {
-            "weights": lambda: product(slopes.T, x, dtype),
-            "inputs": lambda: product(slopes, w, dtype),
-            "bias": lambda: jnp.sum(part.slopes, 0),
-            "columns": lambda: part.columns,
-            "scores": lambda: part.slopes,
+
+def score_rule(
+    loss: type[ScoreLoss], *, arguments: tuple[str, ...], options: tuple[str, ...] = ()
+) -> Rule:
+    """The rule of the same loss on given scores."""
+    return _Given(loss, arguments, options).rule()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """A loss with the names of its arguments."""
+
+    loss: type[ScoreLoss]
+    arguments: tuple[str, ...]
+    options: tuple[str, ...]
+
+    def rule(self) -> Rule:
+        static = (*self.options, "reduction", *self.own_options)
+        return Rule(
+            self.equation, self.forward, self.backward, static, self.layout, self.arguments
+        )
+
+    own_options: ClassVar[tuple[str, ...]] = ()
+
+    def call(self, args: tuple[Any, ...], static: dict[str, Any]) -> "_Call":
+        given = dict(zip(self.arguments, args, strict=True))
+        known = given | static
+        fields = {field.name: known[field.name] for field in dataclasses.fields(self.loss)}
+        return _Call(self.loss(**fields), given, static["reduction"])
+
+    def layout(self, args: Any, *, reduction: Reduction, **_: Any) -> tuple[dict[str, Any], jax.P]:
+        """How the arguments are split over a mesh, and the value."""
+        examples, columns = jax.P("examples"), jax.P("columns")
+        specs = {
+            **self.own_layout,
+            **dict.fromkeys(self.loss.example_arguments, examples),
+            **dict.fromkeys(self.loss.column_arguments, columns),
+            **dict.fromkeys(self.loss.entry_arguments, jax.P("examples", "columns")),
+            "sample_weight": examples,
         }
-        # A product over no examples at all does not vary over a mesh by itself.
-        return {name: vary(parts[name](), varying(like)) for name in wanted}
+        if self.loss.has_true_class:
+            specs["labels"] = examples
+        return specs, reduction.spec
 
-    def body(carry: Any, start: Any, size: int) -> Any:
-        totals, sums = dict(carry[0]), carry[1]
-        if plan.by_rows:
-            own, x = jax.tree.map(lambda leaf: take(leaf, start, size), (data, inputs))
-            w, b, first = weights, bias, 0
-        else:
-            own, x, first = data, inputs, start
-            w, b = jax.tree.map(lambda leaf: take(leaf, start, size), (weights, bias))
-        scores = linear_scores(w, x, b, dtype)
-        part = tile(scores, own, first)
-        active = part.active
 
-        def dense(shared: dict[str, Array]) -> dict[str, Array]:
-            # From the scores again: the slopes would have to be held for a branch to take them in.
-            return _add(shared, products(tile(scores, own, first), x, w))
+class _Call(NamedTuple):
+    """One call of a loss: its arguments by name."""
 
-        def compact(size: int, shared: dict[str, Array]) -> dict[str, Array]:
-            # Places that are left over point behind the last example, where data is zero.
-            chosen = jnp.nonzero(jnp.asarray(active), size=size, fill_value=x.shape[0])[0]
-            some, its_own, its_x = jax.tree.map(
-                lambda leaf: leaf.at[chosen].get(mode="fill", fill_value=0), (scores, own, x)
-            )
-            parts = products(tile(some, its_own, first), its_x, w)
-            if "inputs" in parts:
-                onto = shared["inputs"] if "inputs" in shared else zeros(x.shape, dtype, like)
-                onto = onto.at[chosen].add(parts.pop("inputs"), mode="drop")
-                shared = {name: sum for name, sum in shared.items() if name != "inputs"}
-                return _add(shared, parts) | {"inputs": onto}
-            return _add(shared, parts)
+    loss: ScoreLoss
+    given: dict[str, Any]
+    reduction: Reduction
 
-        # A single tile has nothing to add to: adding zeros would keep XLA from merging the products
-        # of a vmapped call into one.
-        shared = {} if plan.whole else {name: sums[name] for name in wanted - walked - {"scores"}}
-        if not wanted:
-            added = {}
-        elif active is None or plan.whole or x.shape[0] < 4 * max(COMPACTIONS):
-            added = _add(shared, products(part, x, w))
-        else:
-            added = _switch(jnp.sum(active), x.shape[0], compact, dense, shared)
-        for index, total in totals.items():
-            new = part.rows[index]
-            totals[index] = put(total, new, start) if plan.by_rows else total + new
-        for name in wanted & walked:
-            added[name] = put(sums[name], added[name], start)
+    def __getitem__(self, name: str) -> Any:
+        return self.given.get(name)
+
+    def named(self, names: tuple[str, ...]) -> dict[str, Any]:
+        return {name: self.given[name] for name in names if self.given[name] is not None}
+
+    @property
+    def examples(self) -> dict[str, Array]:
+        true_class = {"true_class": self["labels"]} if self.loss.has_true_class else {}
+        return self.named(self.loss.example_arguments) | true_class
+
+    def class_factor(self, count: int) -> Array:
+        """c_t of each example; NaN for a label out of range, which makes loss and gradient NaN."""
+        ones = jnp.ones(count, self.reduction.accumulator)
+        if not self.loss.has_true_class:
+            return ones
+        labels, weight = self["labels"], self["class_weight"]
+        c = ones if weight is None else weight[labels]
+        return jnp.where(labels >= 0, c, jnp.nan)
+
+    def weight(self, class_factor: Array) -> Array:
+        """What an example's loss is multiplied by, beside the cotangent and 1/Σs."""
+        s = self["sample_weight"]
+        return class_factor if s is None else class_factor * s
+
+    def losses(self, state: dict[str, Any], class_factor: Array) -> Array:
+        """c_t f of each example."""
+        f = self.loss.value(state, self.examples)
+        return class_factor * masked(class_factor, f)
+
+    def state(self, state: dict[str, Any], needs: frozenset[str]) -> dict[str, Any]:
+        """The state with placeholders for what nobody needs: always the same tree."""
+        every = self.loss.kinds(frozenset(self.given) | needs)
+        dtype = self.reduction.accumulator
+        return {name: state.get(name, placeholder(kind, dtype)) for name, kind in every.items()}
+
+    def equation(self, scores: Array, penalty: Any = 0.0) -> Array:
+        """The reduced loss, as it is written."""
+        data = self.examples | self.named((*self.loss.column_arguments, *self.loss.entry_arguments))
+        f = self.loss.equation(scores, data)
+        c = self.class_factor(scores.shape[0])
+        return self.reduction.value(c * masked(c, f) + penalty, self["sample_weight"])
+
+    def cotangents(
+        self,
+        state: dict[str, Any],
+        by_loss: Array,
+        class_factor: Array,
+        needs: frozenset[str],
+    ) -> dict[str, Array]:
+        """Those of the arguments for which the merged state is enough."""
+        scale, weight, found = by_loss * class_factor, self.weight(class_factor), {}
+        for name, partial in self.loss.partials(state, self.examples).items():
+            if name in needs:
+                each = scale * masked(weight, partial)
+                found[name] = each if name in self.loss.example_arguments else jnp.sum(each)
+        if "class_weight" in needs:
+            c, labels = self.given["class_weight"], self.given["labels"]
+            f = masked(weight, self.loss.value(state, self.examples))
+            found["class_weight"] = jnp.zeros_like(c).at[labels].add(by_loss * f)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Given(_Form):
+    """On given scores: one tile, which holds every column of this device."""
+
+    own_layout: ClassVar[dict[str, Any]] = {"scores": jax.P("examples", "columns")}
+
+    def equation(self, *args: Any, **static: Any) -> Array:
+        call = self.call(args, static)
+        return call.equation(call["scores"])
+
+    def tile(self, call: _Call) -> Any:
+        scores, split = call["scores"], call.reduction.split
+        data = Scores(scores, scores, None, call.examples, {}, call.named(call.loss.entry_arguments))
+        return make_tile(scores, data, split.first_column(scores.shape[1]), None, split)
+
+    def forward(self, *args: Any, wanted: frozenset[str], **static: Any) -> tuple[Array, Any]:
+        call = self.call(args, static)
+        split = call.reduction.split
+        own = call.loss.state(self.tile(call))
+        state = {name: own[name] for name in call.loss.kinds(wanted)}
+        if split.columns is not None:
+            state = {name: merged.over(split.columns) for name, merged in state.items()}
+        c = call.class_factor(call["scores"].shape[0])
+        losses = call.losses(state, c)
+        value = call.reduction.value(losses, call["sample_weight"])
+        return value, (args, call.state(state, wanted))
+
+    def backward(self, residuals: Any, ct: Array, *, wanted: frozenset[str], **static: Any) -> Any:
+        args, state = residuals
+        call = self.call(args, static)
+        c = call.class_factor(call["scores"].shape[0])
+        losses = call.losses(state, c)
+        rows, factor = call.reduction.by_losses(ct, losses, call["sample_weight"])
+        by_loss = factor * rows
+        found = call.cotangents(state, by_loss, c, wanted)
+        tile, scale = self.tile(call), by_loss * c
         if "scores" in wanted:
-            axis = 0 if plan.by_rows else 1
-            added["scores"] = put(sums["scores"], added["scores"], start, axis)
-        return totals, added
-
-    totals = {index: zeros((examples,), dtype, like) for index, flag in enumerate(rows) if flag}
-    sums = {name: zeros(shapes[name], dtype, like) for name in wanted}
-    length = examples if plan.by_rows else outputs
-    totals, sums = walk(body, (totals, sums), length, plan.size)
-    nothing = jnp.zeros((), dtype)
-    return Sums(
-        tuple(totals.get(index, nothing) for index in range(len(rows))),
-        **{name: sums.get(name, nothing) for name in shapes},
-    )
+            slopes = tile_slopes(call.loss, tile, state, True)
+            found["scores"] = scaled(scale, masked(call.weight(c), slopes))
+        for name, partial in call.loss.tile_partials(tile, state).items():
+            if name in wanted:
+                found[name] = scale @ masked(call.weight(c), partial)
+        if "sample_weight" in wanted:
+            found["sample_weight"] = call.reduction.by_sample_weight(
+                ct, losses, call["sample_weight"]
+            )
+        return tuple(found.get(name) for name in self.arguments)
 
 
-def _add(sums: dict[str, Array], parts: dict[str, Array]) -> dict[str, Array]:
-    return {name: sums[name] + part if name in sums else part for name, part in parts.items()}
+@dataclasses.dataclass(frozen=True)
+class _Linear(_Form):
+    """On inputs times weights."""
 
+    weights: str
+    bias: str
+    penalised: tuple[str, ...]
 
-def _switch(
-    active: Array,
-    examples: int,
-    compact: Callable[[int, Any], Any],
-    dense: Callable[[Any], Any],
-    shared: Any,
-) -> Any:
-    """Run `compact` on the smallest size that holds the active examples, or `dense`."""
-    sizes = [0, *(examples // fraction for fraction in COMPACTIONS)]
-    index = sum((active > size).astype(jnp.int32) for size in sizes)
-    branches = [lambda shared, size=size: compact(size, shared) for size in sizes]
-    return lax.switch(index, [*branches, dense], shared)
+    own_options: ClassVar[tuple[str, ...]] = ("block_size",)
+
+    @property
+    def own_layout(self) -> dict[str, jax.P]:
+        columns = jax.P("columns")
+        return {self.weights: columns, self.bias: columns, "inputs": jax.P("examples")}
+
+    @property
+    def passed(self) -> dict[str, str]:
+        """What the pass calls the arguments whose gradient it computes."""
+        of = self.loss
+        own = (*of.column_arguments, *of.entry_arguments, *of.scalar_arguments)
+        return {self.weights: "weights", self.bias: "bias", "inputs": "inputs"} | {
+            name: name for name in own
+        }
+
+    def equation(self, *args: Any, **static: Any) -> Array:
+        call = self.call(args, static)
+        dtype = call.reduction.accumulator
+        scores = linear_scores(call[self.weights], call["inputs"], call[self.bias], dtype)
+        return call.equation(scores, self.penalty(call))
+
+    def penalty(self, call: _Call) -> Any:
+        """l2 ‖W‖², in an order that stays finite where ‖W‖² alone would overflow."""
+        l2 = call["l2"]
+        return 0.0 if l2 is None else sum(jnp.sum(l2 * w * w) for w in self.penalised_arrays(call))
+
+    def penalised_arrays(self, call: _Call) -> list[Array]:
+        return [call[name].astype(call.reduction.accumulator) for name in self.penalised]
+
+    def data(self, call: _Call) -> Scores:
+        of = call.loss
+        return Scores(
+            call[self.weights],
+            call["inputs"],
+            call[self.bias],
+            call.examples,
+            call.named(of.column_arguments),
+            call.named(of.entry_arguments),
+        )
+
+    def plan(self, call: _Call, block_size: int | None) -> Plan:
+        (examples, features), columns = call["inputs"].shape, call[self.weights].shape[0]
+        return make_plan(
+            examples, columns, features, block_size,
+            slopes_need_state=call.loss.slopes_need_state,
+        )  # fmt: skip
+
+    def at_once(self, call: _Call, plan: Plan) -> bool:
+        """Whether gradients are summed together with the value, to be scaled by the cotangent later.
+
+        Without a reduction each example has a cotangent of its own, known only later. And for a
+        single tile, computing the scores again (which XLA merges with the first time inside one
+        program) beats holding a gradient: that would be one gradient per call under `vmap`, and a
+        pass to scale it.
+        """
+        return plan.one_pass and call.reduction.name != "none" and not plan.whole
+
+    def forward(self, *args: Any, wanted: frozenset[str], **static: Any) -> tuple[Array, Any]:
+        call = self.call(args, static)
+        reduction, data = call.reduction, self.data(call)
+        plan = self.plan(call, static["block_size"])
+        c = call.class_factor(call["inputs"].shape[0])
+        scale = c * reduction.unit_rows(call["inputs"], call["sample_weight"])
+        needs = frozenset(self.passed.get(name, name) for name in wanted)
+        state, gradients = sweep(
+            call.loss, data, scale, call.weight(c), plan, needs,
+            gradients=bool(wanted) and self.at_once(call, plan), split=reduction.split,
+        )  # fmt: skip
+        losses = call.losses(state, c)
+        penalty = self.all_penalty(call)
+        value = reduction.value(losses + penalty, call["sample_weight"])
+        nothing = jnp.zeros((), scale.dtype)
+        gradients = {name: gradients.get(name, nothing) for name in self.passed.values()}
+        return value, (args, call.state(state, wanted), gradients)
+
+    def all_penalty(self, call: _Call) -> Any:
+        return 0.0 if call["l2"] is None else call.reduction.split.over_columns(self.penalty(call))
+
+    def backward(self, residuals: Any, ct: Array, *, wanted: frozenset[str], **static: Any) -> Any:
+        args, state, gradients = residuals
+        call = self.call(args, static)
+        reduction, l2 = call.reduction, call["l2"]
+        plan = self.plan(call, static["block_size"])
+        c = call.class_factor(call["inputs"].shape[0])
+        losses = call.losses(state, c)
+        rows, factor = reduction.by_losses(
+            ct, losses, call["sample_weight"], call["inputs"].dtype
+        )
+        by_loss = factor * rows
+        found = call.cotangents(state, by_loss, c, wanted)
+        needs = frozenset(self.passed.get(name, name) for name in wanted)
+        if self.at_once(call, plan):
+            gradients = {name: factor * gradient for name, gradient in gradients.items()}
+        elif needs & set(self.passed.values()):
+            _, gradients = sweep(
+                call.loss, self.data(call), by_loss * c, call.weight(c), plan, needs,
+                state=state, split=reduction.split,
+            )  # fmt: skip
+        for name, known_as in self.passed.items():
+            if name in wanted and name not in found:
+                found[name] = gradients[known_as]
+        total = factor * jnp.sum(rows)
+        if l2 is not None:
+            for name, w in zip(self.penalised, self.penalised_arrays(call), strict=True):
+                if name in wanted:
+                    found[name] += 2 * l2 * total * w
+        if "l2" in wanted:
+            squares = sum(jnp.sum(w * w) for w in self.penalised_arrays(call))
+            found["l2"] = total * squares
+        if "sample_weight" in wanted:
+            found["sample_weight"] = reduction.by_sample_weight(
+                ct, losses, call["sample_weight"], self.all_penalty(call)
+            )
+        return tuple(found.get(name) for name in self.arguments)
+

@@ -12,6 +12,7 @@ W is (hidden, features), b and w (hidden,), s' = sigma'(z). The literal exp(-f) 
 of the logistic function, overflows from |beta| of about 89 on in float32.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,12 +30,13 @@ from mcgrad._arrays import (
     promoted,
     require,
 )
-from mcgrad._blocks import Plan, check_block_size, plan
-from mcgrad._pairing import Rule, public
+from mcgrad._blocks import check_block_size
+from mcgrad._merge import Sum
+from mcgrad._pairing import public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction, drop_dead
-from mcgrad._split import Split
-from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
+from mcgrad.losses._linear import linear_rule
+from mcgrad.losses._scores import ScoreLoss, Tile
 
 __all__ = ["Activation", "logistic_network_loss"]
 
@@ -64,103 +66,63 @@ def _activation(activation: str | Activation, mu: Array | None) -> Activation:
     return ACTIVATIONS[activation] if isinstance(activation, str) else activation
 
 
-def _equation(
-    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight,
-    *, activation, reduction, block_size,
-):  # fmt: skip
-    z = linear_scores(hidden_weights, inputs, hidden_bias, reduction.accumulator)
-    beta = -labels * (_activation(activation, mu).value(z) @ output_weights)
-    return reduction.value(jax.nn.softplus(beta), sample_weight)
+@dataclasses.dataclass(frozen=True)
+class _LogisticNetwork(ScoreLoss):
+    slopes_need_state = True
+    example_arguments = ("labels",)
+    column_arguments = ("output_weights",)
+    scalar_arguments = ("mu",)
 
+    output_bias: Array | None
+    mu: Array | None
+    activation: str | Activation
 
-class _Examples(NamedTuple):
-    """What a tile knows of its examples."""
+    def equation(self, scores, data) -> Array:
+        """f = softplus(-y (wᵀ sigma(z) + o)), where the scores are z"""
+        output = self._sigma.value(scores) @ data["output_weights"]
+        return jax.nn.softplus(-data["labels"] * self._biased(output))
 
-    labels: Array
-    scale: Array  # the cotangent of the example's loss
+    def kinds(self, needs):
+        return {"output": Sum}
 
+    def state(self, tile: Tile):
+        w = tile.columns["output_weights"]
+        return {"output": tile.sum(self._sigma.value(tile.scores) * w[None])}  # wᵀs
 
-def _tile(z, examples: _Examples, *, output_weights, activation, mu, split: Split) -> Tile:
-    """f, ∂f/∂y and ∂f/∂mu of the examples of a tile; its slopes and ∂/∂w, times scale."""
-    sigma, y = _activation(activation, mu), examples.labels
-    s = sigma.value(z)
-    output = split.over_columns(s @ output_weights)
-    beta = -y * output
-    c = jax.nn.sigmoid(beta)
-    each = -c * y * examples.scale
-    return Tile(
-        rows=(
-            split.once(jax.nn.softplus(beta)),
-            split.once(-c * output),
-            -c * y * (ramp_by_mu(z, mu) @ output_weights),
-        ),
-        slopes=each[:, None] * (sigma.slope(z) * output_weights[None]),  # -c y (s'⊙w)
-        columns=each @ s,  # -c y s
-    )
+    def value(self, state, examples) -> Array:
+        return jax.nn.softplus(-examples["labels"] * self._biased(state["output"].value))
 
+    def slopes(self, tile: Tile, state) -> Array:
+        """-c y (s'⊙w)"""
+        w = tile.columns["output_weights"]
+        each = self._by_output(state, tile.examples)
+        return each[:, None] * (self._sigma.slope(tile.scores) * w[None])
 
-def _forward(
-    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight,
-    *, activation, reduction, block_size, wanted,
-):  # fmt: skip
-    args = hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight
-    scale = reduction.unit_rows(inputs, sample_weight)
-    walk = _plan(args, block_size)
-    now = wanted if one_pass(reduction, walk) else frozenset()
-    rows = True, "labels" in wanted, "mu" in wanted
-    sums = _sums(args, scale, activation, walk, now, reduction.split, rows)
-    return reduction.value(sums.rows[0], sample_weight), (args, sums)
+    def partials(self, state, examples):
+        by_output = self._by_output(state, examples)
+        output = self._biased(state["output"].value)
+        c = jax.nn.sigmoid(-examples["labels"] * output)
+        return {"output_bias": by_output, "labels": -c * output}  # -c y, -c (wᵀs + o)
 
+    def tile_partials(self, tile: Tile, state):
+        each = self._by_output(state, tile.examples)
+        partials = {"output_weights": each[:, None] * self._sigma.value(tile.scores)}  # -c y s
+        if self.mu is not None:
+            by_mu = ramp_by_mu(tile.scores, self.mu) * tile.columns["output_weights"][None]
+            partials["mu"] = each * tile.sum(by_mu).value
+        return partials
 
-def _backward(residuals, ct, *, activation, reduction, block_size, wanted):
-    args, sums = residuals
-    *_, inputs, _, _, sample_weight = args
-    losses, by_label, by_mu = sums.rows
-    rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
-    walk = _plan(args, block_size)
-    if one_pass(reduction, walk):
-        sums = sums.times(factor)
-    else:
-        sums = _sums(args, factor * rows, activation, walk, wanted, reduction.split)
-    return (
-        sums.weights,  # -c y (s'⊙w) xᵀ
-        sums.bias,  # -c y (s'⊙w)
-        sums.columns,  # -c y s
-        sums.inputs,  # -c y Wᵀ(s'⊙w)
-        factor * rows * by_label,  # -c wᵀs
-        factor * (rows @ by_mu) if "mu" in wanted else None,
-        reduction.by_sample_weight(ct, losses, sample_weight),
-    )
+    def _by_output(self, state, examples) -> Array:
+        """-c y, with c = logistic(-y (wᵀs + o))"""
+        y = examples["labels"]
+        return -jax.nn.sigmoid(-y * self._biased(state["output"].value)) * y
 
+    def _biased(self, output: Array) -> Array:
+        return output if self.output_bias is None else output + self.output_bias
 
-def _plan(args, block_size) -> Plan:
-    """Only the examples are walked: beta needs every hidden unit."""
-    hidden_weights, _, _, inputs, *_ = args
-    return plan(inputs.shape[0], hidden_weights.shape[0], block_size, rows_only=True)
-
-
-FIELDS = {
-    "hidden_weights": "weights",
-    "hidden_bias": "bias",
-    "output_weights": "columns",
-    "inputs": "inputs",
-}
-
-
-def _sums(args, scale, activation, walk, wanted, split, rows=()) -> Sums:
-    """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, _ = args
-
-    def tile(z: Array, examples: _Examples, first: Any) -> Tile:
-        return _tile(
-            z, examples, output_weights=output_weights, activation=activation, mu=mu, split=split
-        )
-
-    return sum_over_tiles(
-        tile, _Examples(labels, scale), hidden_weights, inputs, hidden_bias,
-        plan=walk, dtype=scale.dtype, rows=rows,
-        wanted=frozenset(FIELDS[name] for name in wanted if name in FIELDS),
-    )  # fmt: skip
+    @property
+    def _sigma(self) -> Activation:
+        return _activation(self.activation, self.mu)
 
 
 def _draw(key, batch, dtype, *, smooth):
@@ -179,21 +141,20 @@ def _draw(key, batch, dtype, *, smooth):
     return args, options
 
 
-def _layout(args, *, reduction, **_):
-    specs = {
-        "hidden_weights": jax.P("columns"),
-        "hidden_bias": jax.P("columns"),
-        "output_weights": jax.P("columns"),
-        "inputs": jax.P("examples"),
-        "labels": jax.P("examples"),
-        "sample_weight": jax.P("examples"),
-    }
-    return specs, reduction.spec
-
-
 @public(
-    Rule(_equation, _forward, _backward, ("activation", "reduction", "block_size"), _layout), _draw
-)
+    linear_rule(
+        _LogisticNetwork,
+        weights="hidden_weights",
+        bias="hidden_bias",
+        penalised=("hidden_weights", "output_weights"),
+        arguments=(
+            "hidden_weights", "hidden_bias", "output_weights", "inputs", "labels",
+            "output_bias", "l2", "mu", "sample_weight",
+        ),
+        options=("activation",),
+    ),
+    _draw,
+)  # fmt: skip
 def logistic_network_loss(
     hidden_weights: Float[ArrayLike, "hidden features"],
     hidden_bias: Float[ArrayLike, " hidden"],
@@ -203,6 +164,8 @@ def logistic_network_loss(
     *,
     activation: str | Activation = "sigmoid",
     mu: Float[ArrayLike, ""] | float | None = None,
+    output_bias: Float[ArrayLike, ""] | float | None = None,
+    l2: Float[ArrayLike, ""] | float = 0.0,
     sample_weight: Float[ArrayLike, "*batch"] | None = None,
     reduction: str = "mean",
     block_size: int | None = None,
@@ -281,17 +244,25 @@ def logistic_network_loss(
     if sample_weight is not None:
         sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
     check_block_size(block_size)
-    rest = hidden_bias, output_weights, labels, mu, sample_weight
+    output_bias = None if output_bias is None else axes.scalar("output_bias", output_bias)
+    l2 = axes.scalar("l2", l2, least=0)
+    rest = hidden_bias, output_weights, labels, output_bias, l2, mu, sample_weight
     over = Reduction.of(reduction, axes, hidden_weights, inputs, *rest)
     labels = _checked_labels(labels, sample_weight)
     if sample_weight is not None:
         sample_weight, inputs, labels = drop_dead(sample_weight, inputs, labels)
     inputs, labels, sample_weight = axes.flatten(inputs, labels, sample_weight)
     hidden_weights, inputs = promoted(common_dtype(hidden_weights, inputs), hidden_weights, inputs)
-    hidden_bias, output_weights, labels, mu, sample_weight = promoted(
-        over.accumulator, hidden_bias, output_weights, labels, mu, sample_weight
-    )
-    args = hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight
+    # A penalty that is absent need not read the weights.
+    penalty = None if isinstance(l2, float) and l2 == 0 else l2
+    hidden_bias, output_weights, labels, output_bias, l2, mu, sample_weight = promoted(
+        over.accumulator, hidden_bias, output_weights, labels, output_bias, penalty, mu,
+        sample_weight,
+    )  # fmt: skip
+    args = (
+        hidden_weights, hidden_bias, output_weights, inputs, labels,
+        output_bias, l2, mu, sample_weight,
+    )  # fmt: skip
     return args, {"activation": activation, "reduction": over, "block_size": block_size}
 
 
