@@ -106,7 +106,7 @@ TABLE = [
     ],
     (NORM, {"where": "all"}, TypeError, r"where: expected an array; got str"),
     (NORM, {"where": [[True], []]}, TypeError, r"where: expected an array; got list"),
-    (NETWORK, {"labels": ["a"]}, TypeError, r"labels: expected an array; got list"),
+    (NETWORK, {"labels": ["one"]}, TypeError, r"labels: expected an array; got list"),
     (NETWORK, {"labels": [1, [1]]}, TypeError, r"labels: expected an array; got list"),
     (NETWORK, {"labels": [1, 0, 1, 1]}, ValueError, r"labels: .*-1 or \+1; got \[0"),
     (LINEAR, {"labels": [10**30] * ROWS}, TypeError, r"labels: expected an array; got list"),
