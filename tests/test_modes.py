@@ -291,7 +291,8 @@ def test_forward_takes_every_argument_by_position(equation, mode):
 
 
 class Unhashable:
-    __hash__ = None
+    def __eq__(self, other):
+        return self is other
 
     def __call__(self, x):
         return x
@@ -517,7 +518,7 @@ def test_a_backward_of_the_wrong_form(wrong, derivative):
     args = {of_x: (X,), of_two: (X, SCALE), of_tree: (TREE,)}[plain]
 
     def forward(*args):
-        return plain(*args), args if len(args) > 1 else args[0]
+        return plain(*args), args if plain is of_two else args[0]
 
     with pytest.raises(error, match=re.escape(message)):
         DERIVATIVES[derivative](mcgrad.pair(plain, forward, backward), args)
