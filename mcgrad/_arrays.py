@@ -17,6 +17,7 @@ __all__ = [
     "Float",
     "Int",
     "accumulator",
+    "as_array",
     "check_choice",
     "common_dtype",
     "concrete",
@@ -50,6 +51,15 @@ def promoted(dtype: Any, *arrays: ArrayLike | None) -> list[Any]:
         x.astype(dtype) if isinstance(x, jax.Array) else None if x is None else np.asarray(x, dtype)
         for x in arrays
     ]
+
+
+def as_array(argument: str, x: Any) -> Array:
+    """x as an array: numbers and lists as `jnp.asarray` takes them."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        got = type(x).__name__
+        raise TypeError(f"{argument}: expected an array; got {got}: {error}") from error
 
 
 def product(left: Array, right: Array, dtype: Any) -> Array:
@@ -146,10 +156,7 @@ class Axes:
         return [None if x is None else flat(x) for x in arrays]
 
     def _array(self, argument: str, x: Any, axes: str, kind: Any, description: str) -> Array:
-        try:
-            x = jnp.asarray(x)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{argument}: expected an array; got {type(x).__name__}") from error
+        x = as_array(argument, x)
         if not jnp.issubdtype(x.dtype, kind):
             raise TypeError(f"{argument}: expected {description}; got {x.dtype}")
         self._bind(argument, x.shape, axes.split())

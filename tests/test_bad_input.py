@@ -87,6 +87,30 @@ TABLE = [
     (NORM, {"x": shaped(3, dtype=jnp.int32)}, TypeError, r"x: .*int32"),
     (NORM, {"axis": 3}, ValueError, r"axis: .*from -3 to 2; got 3"),
     (NORM, {"axis": (0, -3)}, ValueError, r"axis: .*once"),
+    (NORM, {"axis": (0, np.int64(3))}, ValueError, r"axis: .*from -3 to 2; got"),
+    *[
+        (NORM, {"axis": axis}, TypeError, r"axis: expected an int, a tuple of ints or None; got")
+        for axis in (
+            True,
+            np.True_,
+            jnp.array(True),
+            (0, False),
+            0.0,
+            np.float32(0),
+            (0, 1.0),
+            "0",
+            {0},
+            ((0,),),
+            np.array([0, 1]),
+        )
+    ],
+    (NORM, {"where": "all"}, TypeError, r"where: expected an array; got str"),
+    (NORM, {"where": [[True], []]}, TypeError, r"where: expected an array; got list"),
+    (NETWORK, {"labels": ["one"]}, TypeError, r"labels: expected an array; got list"),
+    (NETWORK, {"labels": [1, [1]]}, TypeError, r"labels: expected an array; got list"),
+    (NETWORK, {"labels": [1, 0, 1, 1]}, ValueError, r"labels: .*-1 or \+1; got \[0"),
+    (LINEAR, {"labels": [10**30] * ROWS}, TypeError, r"labels: expected an array; got list"),
+    (TASKS, {"covariance": [[1.0], [1.0, 2.0]]}, TypeError, r"covariance: .* array; got list"),
     (NORM, {"where": shaped(3)}, TypeError, r"where: .*boolean.*float32"),
     (NORM, {"where": shaped(7, dtype=bool)}, ValueError, r"where: .*\(7,\)"),
     (NORM, {"mu": -1.0}, ValueError, r"mu: .*> 0; got -1.0"),
@@ -265,6 +289,36 @@ def test_one_class(name):
     first = next(iter(good))
     value, gradient = jax.value_and_grad(lambda w: LOSSES[name](**(good | {first: w})))(good[first])
     assert value == 0 and not np.any(gradient)
+
+
+@pytest.mark.parametrize("make", ["lists", "lists of arrays", "NumPy arrays"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_lists_are_taken_wherever_arrays_are(name, make):
+    """As `jnp.asarray` takes them; labels are lists of ints for the network too."""
+    loss, good = LOSSES[name], arguments(name)
+    if name == NETWORK:
+        good["labels"] = good["labels"].astype(int)
+    makers = {
+        "lists": lambda x: np.asarray(x).tolist(),
+        "lists of arrays": lambda x: list(x) if jnp.ndim(x) else x,
+        "NumPy arrays": np.asarray,
+    }
+    given = {
+        key: jax.tree.map(makers[make], value) if not isinstance(value, str) else value
+        for key, value in good.items()
+    }
+    np.testing.assert_array_equal(loss(**given), loss(**good))
+
+
+@pytest.mark.parametrize("axis", [0, -1, (0, 2), (1,), (), (-1, 0, 1)])
+def test_an_axis_may_be_any_integer(axis):
+    x = arguments(NORM)["x"]
+    expected = jnp.sum(jnp.maximum(x, 0) ** 2, axis)
+    for integer in (int, np.int64, np.uint8 if np.all(np.array(axis) >= 0) else np.int8, jnp.int32):
+        given = tuple(map(integer, axis)) if isinstance(axis, tuple) else integer(axis)
+        for kind in (lambda f: f, mcgrad.forward_mode, mcgrad.plain):
+            got = kind(mcgrad.squared_relu_norm)(x, axis=given)
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 def test_unequal_choices_are_not_confused():

@@ -34,7 +34,7 @@ from mcgrad._arrays import (
     promoted,
 )
 from mcgrad._blocks import Plan, check_block_size, plan, take
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._reduction import Reduction, drop_dead
 from mcgrad._split import automatic
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles

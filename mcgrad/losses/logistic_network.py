@@ -24,13 +24,14 @@ from mcgrad._arrays import (
     ArrayLike,
     Axes,
     Float,
+    as_array,
     common_dtype,
     concrete,
     promoted,
     require,
 )
 from mcgrad._blocks import Plan, check_block_size, plan
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction, drop_dead
 from mcgrad._split import Split
@@ -266,8 +267,9 @@ def logistic_network_loss(
     hidden_bias = axes.real("hidden_bias", hidden_bias, "hidden")
     output_weights = axes.real("output_weights", output_weights, "hidden")
     inputs = axes.real("inputs", inputs, "*batch features")
-    if jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        labels = jnp.asarray(labels).astype(inputs.dtype)
+    labels = as_array("labels", labels)
+    if jnp.issubdtype(labels.dtype, jnp.integer):
+        labels = labels.astype(inputs.dtype)
     labels = axes.real("labels", labels, "*batch")
     if not isinstance(activation, Activation):
         names = (*ACTIVATIONS, "relu")

@@ -9,6 +9,7 @@ jumps, at 0. relu(X) is (sign(X) + J)/2 ⊙ X, with J all ones: the factor alone
 the unit step and not the ReLU.
 """
 
+import operator
 from typing import Any
 
 import jax
@@ -21,12 +22,13 @@ from mcgrad._arrays import (
     Axes,
     Float,
     accumulator,
+    as_array,
     common_dtype,
     promoted,
     require,
 )
 from mcgrad._blocks import plan, put, take, walk
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction
 from mcgrad._split import Split, zeros
@@ -100,6 +102,16 @@ def _counted(x: Array, where: Array | None, dtype: Any) -> Array:
     return x if where is None else jnp.where(where, x, 0)
 
 
+def _axis(axis: Any) -> int:
+    """An axis as an int; True and False count nothing."""
+    try:
+        if not isinstance(axis, bool):
+            return operator.index(axis)
+    except TypeError:
+        pass
+    raise TypeError(f"axis: expected an int, a tuple of ints or None; got {axis!r}")
+
+
 def _draw(key, batch, dtype, *, smooth):
     x = jax.random.normal(key, (*batch, 3, 4), dtype)
     return (x,), {"mu": jnp.asarray(1.5, dtype)} if smooth else {}
@@ -165,7 +177,7 @@ def squared_relu_norm(
 
     Raises:
         ValueError: an axis, range or shape is wrong.
-        TypeError: a dtype is wrong.
+        TypeError: a dtype is wrong, or an axis is no int.
 
     Cost: one pass over x for the value and one for the gradient, or one for both with `mu`. Over
     all axes there are no temporaries of x's size.
@@ -186,13 +198,13 @@ def squared_relu_norm(
     x = axes.real("x", x, "*shape")
     mu = None if mu is None else axes.scalar("mu", mu, above=0)
     if axis is not None:
-        given = (axis,) if isinstance(axis, int) else tuple(axis)
+        given = tuple(map(_axis, axis if isinstance(axis, tuple | list) else (axis,)))
         fits = all(-x.ndim <= i < x.ndim for i in given)
         require(fits, "axis", f"axes from {-x.ndim} to {x.ndim - 1}", axis)
         axis = tuple(sorted(i % x.ndim for i in given))
         require(len(set(axis)) == len(axis), "axis", "each axis once", given)
     if where is not None:
-        where = jnp.asarray(where)
+        where = as_array("where", where)
         if where.dtype != bool:
             raise TypeError(f"where: expected a boolean dtype; got {where.dtype}")
         try:

@@ -25,12 +25,13 @@ from mcgrad._arrays import (
     Axes,
     Float,
     accumulator,
+    as_array,
     common_dtype,
     concrete,
     promoted,
     require,
 )
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._reduction import Reduction
 from mcgrad._split import automatic
 
@@ -159,7 +160,8 @@ def task_covariance_penalty(
     """
     axes = Axes()
     weights = axes.real("weights", weights, "features tasks")
-    diagonal = np.ndim(covariance) == 1
+    covariance = as_array("covariance", covariance)
+    diagonal = covariance.ndim == 1
     covariance = axes.real("covariance", covariance, "tasks" if diagonal else "tasks tasks")
     ridge = axes.scalar("ridge", ridge, least=0)
     coupling = axes.scalar("coupling", coupling, least=0)

@@ -33,7 +33,7 @@ from mcgrad._arrays import (
     promoted,
 )
 from mcgrad._blocks import check_block_size, plan
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction, drop_dead
 from mcgrad._split import Split
