@@ -104,7 +104,7 @@ TABLE = [
             ({"power": 3}, ValueError, r"power: .*1, 2; got 3"),
             ({"power": 2.0}, ValueError, r"power: .*1, 2; got 2.0"),
             ({"margin": shaped(2)}, ValueError, r"margin: .*\(2,\)"),
-            ({"margin": jnp.int32(1)}, TypeError, r"margin: .*int32"),
+            ({"margin": jnp.bool_(True)}, TypeError, r"margin: .*bool"),
             ({"class_weight": shaped(4)}, ValueError, r"class_weight: .*classes=5"),
             ({"class_weight": -shaped(5)}, ValueError, r"class_weight: .*negative"),
         ]
