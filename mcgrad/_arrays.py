@@ -213,7 +213,9 @@ def _likely_mistake(bound: list[Bound]) -> str:
     found = []
     for k, one in enumerate(bound):
         if len(one.shape) == len(one.names) == 2 and all_fit({k: one.shape[::-1]}):
-            found.append(f"{one.argument} {one.shape}, which is ({', '.join(one.names)}), transposed")
+            found.append(
+                f"{one.argument} {one.shape}, which is ({', '.join(one.names)}), transposed"
+            )
         for j, other in enumerate(bound[:k]):
             if all_fit({k: other.shape, j: one.shape}):
                 found.append(f"{other.argument} {other.shape} and {one.argument} swapped")

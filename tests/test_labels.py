@@ -29,10 +29,11 @@ def bounds(dtype):
     return int(info.min), int(info.max)
 
 
-def candidates(dtype, count):
+def candidates(dtype, counts):
     """Labels in range and out of it, of those that the dtype holds."""
     low, high = bounds(dtype)
-    numbers = {0, 1, count - 1, count, -1, low, high, 2**32, 2**32 + 1, -(2**32) + 1}
+    numbers = {0, 1, -1, low, high, 2**32, 2**32 + 1, 1 - 2**32}
+    numbers |= {n - 1 for n in counts} | set(counts)
     return sorted(n for n in numbers if low <= n <= high)
 
 
@@ -46,19 +47,23 @@ def judged(labels, count, weight=None):
 def test_a_label_is_its_class_or_none_whatever_the_dtype(dtype):
     """Traced, mapped, and beside weights of which nothing is known yet."""
     with precision(jnp.float64 if is_wide(dtype) else jnp.float32):
-        for count in COUNTS:
-            labels = candidates(dtype, count)
-            expected = [n if 0 <= n < count else -1 for n in labels]
-            array = jnp.asarray(np.array(labels, jnp.dtype(dtype)))
-            ones = jnp.ones(len(labels))
-            got = {
-                "jit": jax.jit(lambda x, n=count: judged(x, n))(array),
-                "vmap": jax.vmap(lambda x, n=count: judged(x, n))(array),
-                "weight": jax.jit(lambda s, x=array, n=count: judged(x, n, s))(ones),
-                "masked": judged(array, count, 0 * ones),
-            }
-            for mode, result in got.items():
-                assert result.dtype == jnp.int32 and result.tolist() == expected, (mode, count)
+        labels = candidates(dtype, COUNTS)
+        array = jnp.asarray(np.array(labels, jnp.dtype(dtype)))
+        ones = jnp.ones(len(labels))
+
+        def for_each_count(x, weight=None):
+            return [judged(x, count, weight) for count in COUNTS]
+
+        modes = {
+            "jit": jax.jit(for_each_count)(array),
+            "vmap": jax.vmap(for_each_count)(array),
+            "beside a traced weight": jax.jit(lambda s: for_each_count(array, s))(ones),
+            "masked": for_each_count(array, 0 * ones),
+        }
+        for mode, results in modes.items():
+            for count, got in zip(COUNTS, results, strict=True):
+                expected = [n if 0 <= n < count else -1 for n in labels]
+                assert got.dtype == jnp.int32 and got.tolist() == expected, (mode, count)
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -66,7 +71,7 @@ def test_a_label_is_its_class_or_none_whatever_the_dtype(dtype):
 def test_a_label_that_is_seen_is_judged_before_it_is_narrowed(dtype, x64):
     with precision(jnp.float64 if x64 else jnp.float32):
         for count in COUNTS:
-            for label in candidates(dtype, count):
+            for label in candidates(dtype, [count]):
                 given = [np.array([label], jnp.dtype(dtype)), np.array(label, jnp.dtype(dtype))]
                 given += [[label], label] if is_wide(dtype) else [jnp.asarray(given[0])]
                 for labels in given:
@@ -106,17 +111,11 @@ def test_the_loss_of_labels_of_few_bits(dtype, name, face):
     t = jnp.asarray(labels, dtype)
     for got in (run(t), run(t, jnp.ones(4)), jax.jit(run)(t)):
         np.testing.assert_allclose(got, expected, rtol=1e-5)
-    assert all(x.dtype == t.dtype for x in [t]) and np.isfinite(run(t)).all()
 
 
 # A label out of range that is traced.
 
-OPTIONS = {
-    "exact": {"power": 1},
-    "exact, squared": {"power": 2},
-    "smooth": {"mu": jnp.float32(1.5)},
-    "smooth, squared": {"mu": jnp.float32(1.5), "power": 2},
-}
+OPTIONS = {"exact": {"power": 1}, "smooth, squared": {"mu": jnp.float32(1.5), "power": 2}}
 # (examples, classes, block_size): one tile; examples walked, with tiles that skip rows; classes.
 WALKS = {"whole": (6, 5, None), "examples": (200, 5, 64), "classes": (64, 200, 50)}
 KEPT = [0, 2, 3]
@@ -171,7 +170,7 @@ def gradients(name, face, fixed, reduction):
 def test_every_gradient_that_depends_on_a_bad_label_is_nan(name, walk, option):
     params, labels, fixed = problem(name, walk, **OPTIONS[option])
     shared = [p for p in ("weights", "bias", "margin", "mu", "class_weight") if p in params]
-    for face, reduction in [("reverse", "sum"), ("reverse", "none"), ("forward", "mean")]:
+    for face, reduction in [("reverse", "none"), ("forward", "mean")]:
         run = gradients(name, face, fixed, reduction)
         _, good = run(params, labels)
         for label in (-1, 10**6):

@@ -167,8 +167,8 @@ def squared_relu_norm(
         ValueError: an axis, range or shape is wrong.
         TypeError: a dtype is wrong.
 
-    Cost: one pass over x for the value and one for the gradient, or one for both with `mu`
-    (two from 2³¹ entries on). Over all axes there are no temporaries of x's size.
+    Cost: one pass over x for the value and one for the gradient, or one for both with `mu`. Over
+    all axes there are no temporaries of x's size, except with `mu` from 2³² entries on.
 
     Example:
         >>> x = jnp.array([[1.0, -2.0], [0.0, 3.0]])
@@ -191,8 +191,8 @@ def squared_relu_norm(
         require(fits, "axis", f"axes from {-x.ndim} to {x.ndim - 1}", axis)
         axis = tuple(sorted(i % x.ndim for i in given))
         require(len(set(axis)) == len(axis), "axis", "each axis once", given)
-    elif x.size >= 2**31:
-        # A place in the flattened array would not fit in an int32: sum over axes, not in blocks.
+    elif x.size >= 2**32:
+        # No index reaches all entries in a row: they are summed as one array, not in blocks.
         axis = tuple(range(x.ndim))
     if where is not None:
         where = jnp.asarray(where)
