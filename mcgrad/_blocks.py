@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mcgrad._arrays import Array, require
@@ -50,12 +51,22 @@ def plan(rows: int, columns: int, block_size: int | None, *, rows_only: bool = F
 def walk(body: Callable[[Any, Any, int], Any], carry: Any, length: int, size: int) -> Any:
     """carry = body(carry, start, size) for each block; a ragged last one has its own size."""
     full, rest = divmod(length, size) if length else (0, 0)
+    index = index_dtype(length)
     if full == 1:
         carry = body(carry, 0, size)
     elif full:
-        starts = jnp.arange(full, dtype=jnp.int32) * size
+        starts = jnp.arange(full, dtype=index) * size
         carry, _ = lax.scan(lambda c, start: (body(c, start, size), None), carry, starts)
-    return body(carry, full * size, rest) if rest else carry
+    return body(carry, index(full * size), rest) if rest else carry
+
+
+def index_dtype(length: int) -> Any:
+    """A dtype that holds every place along an axis. JAX has no 64-bit integers unless they are on.
+
+    int32 where it will do: a place is added to what counts columns.
+    """
+    require(length < 2**32, "an axis", "fewer than 4294967296 entries on one device", length)
+    return np.int32 if length < 2**31 else np.uint32
 
 
 def take(x: Array, start: Any, size: int, axis: int = 0) -> Array:

@@ -222,7 +222,13 @@ class LeastSquaresMoments:
     weight: Array
 
     def __add__(self, other: "LeastSquaresMoments") -> "LeastSquaresMoments":
+        if not isinstance(other, LeastSquaresMoments):
+            return NotImplemented
         return jax.tree.map(jnp.add, self, other)
+
+    def __radd__(self, other: Any) -> "LeastSquaresMoments":
+        """`sum` starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
 
 export.register_pytree_node_serialization(
@@ -274,6 +280,9 @@ def least_squares_moments(
     targets = axes.real("targets", targets, "*batch outputs")
     if sample_weight is not None:
         sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
+        (sample_weight,) = promoted(
+            accumulator(common_dtype(inputs, targets, sample_weight)), sample_weight
+        )
         sample_weight, inputs, targets = drop_dead(sample_weight, inputs, targets)
     inputs, targets, sample_weight = axes.flatten(inputs, targets, sample_weight)
     return _moments(inputs, targets, sample_weight)

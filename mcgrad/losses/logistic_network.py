@@ -24,7 +24,6 @@ from mcgrad._arrays import (
     ArrayLike,
     Axes,
     Float,
-    as_array,
     common_dtype,
     concrete,
     promoted,
@@ -267,10 +266,7 @@ def logistic_network_loss(
     hidden_bias = axes.real("hidden_bias", hidden_bias, "hidden")
     output_weights = axes.real("output_weights", output_weights, "hidden")
     inputs = axes.real("inputs", inputs, "*batch features")
-    labels = as_array("labels", labels)
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        labels = labels.astype(inputs.dtype)
-    labels = axes.real("labels", labels, "*batch")
+    labels = axes.number("labels", labels, "*batch", " (labels are -1 or +1)")
     if not isinstance(activation, Activation):
         names = (*ACTIVATIONS, "relu")
         known = isinstance(activation, str) and activation in names
@@ -302,6 +298,9 @@ def _checked_labels(labels: Array, sample_weight: Array | None) -> Array:
     if numbers is not None and (sample_weight is None or weights is not None):
         wrong = np.abs(numbers.astype(np.float32)) != 1
         wrong &= True if weights is None else weights != 0
-        require(not wrong.any(), "labels", "-1 or +1", numbers[wrong][:1].tolist())
+        binary = np.all((numbers == 0) | (numbers == 1))
+        hint = " (2 * labels - 1 is -1 or +1 for labels of 0 and 1)" if binary else ""
+        require(not wrong.any(), "labels", "-1 or +1", f"{numbers[wrong][:1].tolist()}{hint}")
+        return labels
     near = jnp.abs(jnp.abs(labels) - 1) <= TRACED_LABEL_RANGE
-    return jnp.where(near, labels, jnp.nan)
+    return labels * jnp.where(near, 1.0, jnp.nan)

@@ -180,7 +180,7 @@ def squared_relu_norm(
         TypeError: a dtype is wrong, or an axis is no int.
 
     Cost: one pass over x for the value and one for the gradient, or one for both with `mu`. Over
-    all axes there are no temporaries of x's size.
+    all axes there are no temporaries of x's size, except with `mu` from 2³² entries on.
 
     Example:
         >>> x = jnp.array([[1.0, -2.0], [0.0, 3.0]])
@@ -203,6 +203,9 @@ def squared_relu_norm(
         require(fits, "axis", f"axes from {-x.ndim} to {x.ndim - 1}", axis)
         axis = tuple(sorted(i % x.ndim for i in given))
         require(len(set(axis)) == len(axis), "axis", "each axis once", given)
+    elif x.size >= 2**32:
+        # No index reaches all entries in a row: they are summed as one array, not in blocks.
+        axis = tuple(range(x.ndim))
     if where is not None:
         where = as_array("where", where)
         if where.dtype != bool:

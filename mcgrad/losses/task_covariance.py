@@ -37,10 +37,23 @@ from mcgrad._split import automatic
 
 __all__ = ["optimal_task_covariance", "task_covariance_penalty"]
 
-# An asymmetry below the first of these, relative to the largest entry, is rounding. Under a trace
-# nothing can be raised: there a covariance becomes NaN beyond the second, which lets through the
-# small steps of a difference quotient, on which the symmetric part is what is meant.
-ASYMMETRY, TRACED_ASYMMETRY = 1e-3, 0.25
+# An asymmetry is rounding up to the first of these, relative to the two entries, or up to the
+# second, relative to the largest that a positive definite matrix can have in their place. Under a
+# trace nothing can be raised: there a covariance becomes NaN beyond the third instead of the
+# second, which lets through the small steps of a difference quotient, on which the symmetric part
+# is what is meant.
+OF_ENTRY, OF_SCALE, OF_TRACED_SCALE = 1e-3, 1e-5, 1e-2
+
+
+def _is_symmetric(covariance: Any, of_scale: float) -> Any:
+    """Whether no pair of entries differs by more than rounding, on a scale of its own.
+
+    |Omega_ij| <= (Omega_ii Omega_jj)^{1/2}: a block may be small beside the others.
+    """
+    skew, size = abs(covariance - covariance.T), abs(covariance) + abs(covariance.T)
+    roots = abs(covariance.diagonal()) ** 0.5
+    scale = roots[:, None] * roots[None]
+    return (skew <= OF_ENTRY * size + of_scale * scale).all()
 
 
 def _equation(weights, covariance, ridge, coupling, *, reduction):
@@ -57,8 +70,7 @@ def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
         factor = jnp.sqrt(jnp.where(covariance > 0, covariance, jnp.nan))
         return weights.T / factor[:, None], factor
     transpose = covariance.T
-    skew = jnp.max(jnp.abs(covariance - transpose), initial=0)
-    symmetric = skew <= TRACED_ASYMMETRY * jnp.max(jnp.abs(covariance), initial=0)
+    symmetric = _is_symmetric(covariance, OF_TRACED_SCALE)
     factor = jnp.linalg.cholesky(
         jnp.where(symmetric, (covariance + transpose) / 2, jnp.nan), symmetrize_input=False
     )
@@ -174,14 +186,17 @@ def task_covariance_penalty(
 def _check_covariance(numbers: np.ndarray | None) -> None:
     if numbers is None or not numbers.size:
         return
+    of_scale = max(OF_SCALE, float(jnp.finfo(numbers.dtype).eps))
     numbers = numbers.astype(np.promote_types(numbers.dtype, np.float32))
     if numbers.ndim == 1:
         least = numbers.min()
         require(least > 0, "covariance", "a positive diagonal", f"the entry {least}")
         return
     skew = np.abs(numbers - numbers.T).max()
-    bound = ASYMMETRY * np.abs(numbers).max()
-    require(skew <= bound, "covariance", "a symmetric matrix", f"an asymmetry of {skew}")
+    triangular = not np.tril(numbers, -1).any() or not np.triu(numbers, 1).any()
+    hint = " (L @ L.T is the covariance of a Cholesky factor L)" if triangular else ""
+    symmetric = _is_symmetric(numbers, of_scale)
+    require(symmetric, "covariance", "a symmetric matrix", f"an asymmetry of {skew}{hint}")
     try:
         np.linalg.cholesky((numbers + numbers.T) / 2)
     except np.linalg.LinAlgError:

@@ -230,12 +230,17 @@ def _one_pass(args, reduction, block_size) -> bool:
 
 def _example_weights(class_weight, labels, margin) -> Array:
     """c_t for each example; NaN for a label out of range, so that its loss and gradient are NaN."""
-    c = jnp.ones(labels.shape, margin.dtype) if class_weight is None else class_weight[labels]
-    return jnp.where(labels >= 0, c, jnp.nan)
+    # A factor, not a choice, so that autodiff of the equation finds NaN for class_weight too.
+    known = jnp.where(labels >= 0, 1, jnp.asarray(jnp.nan, margin.dtype))
+    return known if class_weight is None else known * class_weight[jnp.maximum(labels, 0)]
 
 
 def _by_class_weight(class_weight, labels, values) -> Array | None:
-    return None if class_weight is None else jnp.zeros_like(class_weight).at[labels].add(values)
+    """The sums of `values` over the examples of each class; all NaN if an example has none."""
+    if class_weight is None:
+        return None
+    outside = jnp.sum(jnp.where(labels < 0, jnp.nan * values, 0))
+    return (jnp.zeros_like(class_weight) + outside).at[jnp.maximum(labels, 0)].add(values)
 
 
 def _penalty(weights, l2) -> Any:
@@ -246,13 +251,14 @@ def _penalty(weights, l2) -> Any:
 def _options(axes, labels, margin, mu, power, class_weight, sample_weight):
     """The arguments that both public functions share, checked."""
     check_choice("power", power, (1, 2))
+    labels = axes.integers("labels", labels, "*batch")
     margin = axes.scalar("margin", margin)
     mu = None if mu is None else axes.scalar("mu", mu, above=0)
     if class_weight is not None:
         class_weight = axes.nonnegative("class_weight", class_weight, "classes")
     if sample_weight is not None:
         sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
-    labels = axes.classes("labels", labels, "*batch", sample_weight)
+    labels = axes.classes("labels", labels, sample_weight)
     return labels, margin, mu, class_weight, sample_weight
 
 
