@@ -20,6 +20,7 @@ __all__ = [
     "check_choice",
     "common_dtype",
     "concrete",
+    "power_of_two",
     "product",
     "promoted",
     "require",
@@ -55,6 +56,16 @@ def promoted(dtype: Any, *arrays: ArrayLike | None) -> list[Any]:
 def product(left: Array, right: Array, dtype: Any) -> Array:
     """Matrix product in the dtype of its factors, accumulated in `dtype`."""
     return jnp.matmul(left, right, preferred_element_type=dtype)
+
+
+def power_of_two(x: Array) -> Array:
+    """A power of two within a factor of 3 below x > 0, a constant to derivatives; 1 for other x.
+
+    What is divided by it keeps its digits, and that does not depend on the scale of x.
+    """
+    power = jax.lax.reduce_precision(x / 2, exponent_bits=jnp.finfo(x.dtype).nexp, mantissa_bits=0)
+    usable = (power > 0) & jnp.isfinite(power)
+    return jax.lax.stop_gradient(jnp.where(usable, power, 1))
 
 
 def concrete(x: Any) -> np.ndarray | None:

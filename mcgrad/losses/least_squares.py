@@ -35,7 +35,7 @@ from mcgrad._arrays import (
 )
 from mcgrad._blocks import Plan, check_block_size, plan, take
 from mcgrad._pairing import Rule, public
-from mcgrad._reduction import Reduction, drop_dead
+from mcgrad._reduction import Reduction, dead_examples, drop_dead, spare, spared
 from mcgrad._split import automatic
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
 
@@ -50,7 +50,9 @@ __all__ = [
 def _equation(weights, inputs, targets, bias, sample_weight, *, reduction, block_size):
     residuals = linear_scores(weights, inputs, bias, reduction.accumulator)
     residuals -= targets.astype(residuals.dtype)
-    return reduction.value(jnp.sum(jnp.square(residuals), 1), sample_weight)
+    dead = dead_examples(sample_weight)
+    losses = spared(lambda r: jnp.sum(jnp.square(r), 1), residuals, dead, inputs)
+    return reduction.value(losses, sample_weight)
 
 
 class _Examples(NamedTuple):
@@ -58,13 +60,17 @@ class _Examples(NamedTuple):
 
     targets: Array
     scale: Array  # the cotangent of the example's loss
+    dead: Array | None  # whether its weight is 0
 
 
 def _tile(scores, examples: _Examples, first) -> Tile:
     """‖r‖² over the outputs of a tile, and its slopes scale * 2 r."""
     targets = take(examples.targets, first, scores.shape[1], axis=1)
     r = scores - targets.astype(scores.dtype)
-    return Tile(rows=(jnp.sum(jnp.square(r), 1),), slopes=2 * examples.scale[:, None] * r)
+    largest = float(jnp.finfo(r.dtype).max) ** 0.5
+    r, lost = spare(examples.dead, r, lambda r: ~(jnp.abs(r) < largest))
+    losses = jnp.sum(jnp.square(r), 1) + lost
+    return Tile(rows=(losses,), slopes=2 * examples.scale[:, None] * r)
 
 
 def _forward(weights, inputs, targets, bias, sample_weight, *, reduction, block_size, wanted):
@@ -97,10 +103,11 @@ def _backward(residuals, ct, *, reduction, block_size, wanted):
 
 def _sums(args, scale, walk: Plan, wanted, rows=()) -> Sums:
     """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    weights, inputs, targets, bias, _ = args
+    weights, inputs, targets, bias, sample_weight = args
+    examples = _Examples(targets, scale, dead_examples(sample_weight))
     wanted = wanted - {"targets"} | ({"scores"} if "targets" in wanted else frozenset())
     return sum_over_tiles(
-        _tile, _Examples(targets, scale), weights, inputs, bias,
+        _tile, examples, weights, inputs, bias,
         plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
     )  # fmt: skip
 
