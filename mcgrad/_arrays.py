@@ -1,6 +1,7 @@
 """Array types, the accumulation dtype, and argument checks with one style of message."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "product",
     "promoted",
     "require",
+    "rounded",
 ]
 
 
@@ -50,6 +52,27 @@ def promoted(dtype: Any, *arrays: ArrayLike | None) -> list[Any]:
     return [
         x.astype(dtype) if isinstance(x, jax.Array) else None if x is None else np.asarray(x, dtype)
         for x in arrays
+    ]
+
+
+def rounded(dtype: Any, *, limits: bool = False, **scalars: ArrayLike | None) -> list[Any]:
+    """Each scalar argument in this dtype; None stays None.
+
+    A number that the dtype cannot hold is an error. With `limits`, for positive numbers that have a
+    limit at both ends, it becomes inf or the least normal number: JAX takes smaller ones for 0.
+    """
+
+    def fit(argument: str, number: Any) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            x = np.asarray(number, dtype)
+        if limits:
+            return np.maximum(x, jnp.finfo(dtype).tiny)
+        require(np.isfinite(x), argument, f"a number in the range of {jnp.dtype(dtype)}", number)
+        return x
+
+    return [
+        x if x is None else x.astype(dtype) if isinstance(x, jax.Array) else fit(argument, x)
+        for argument, x in scalars.items()
     ]
 
 
@@ -110,10 +133,15 @@ class Axes:
     def scalar(self, argument: str, x: Any, *, above: float | None = None, least=None) -> ArrayLike:
         """A real number. Python numbers stay as they are, so that they do not widen a dtype."""
         if isinstance(x, int) and not isinstance(x, bool):
-            x = float(x)
-        if not isinstance(x, float) or isinstance(x, np.generic):
-            x = self.real(argument, x, "")
+            # An int may be larger than every float.
+            largest = sys.float_info.max
+            x = float(x) if abs(x) <= largest else math.inf if x > 0 else -math.inf
         number = concrete(x)
+        if not isinstance(x, float) or isinstance(x, np.generic):
+            with np.errstate(over="ignore"):
+                given, x = x, self.real(argument, x, "")
+            if isinstance(given, np.ndarray | np.generic):
+                (x,) = rounded(x.dtype, limits=above is not None, **{argument: given})
         if number is not None and above is not None:
             require(number > above, argument, f"a number > {above}", number)
         if number is not None and least is not None:

@@ -6,12 +6,12 @@ With losses f_i, weights s_i (1 where none are given) and a cotangent ct:
     "sum"    L = Σ s_i f_i           ∂L/∂f_i = s_i          ∂L/∂s_i = f_i
     "none"   L_i = s_i f_i           ∂L_i/∂f_i = s_i        ∂L_i/∂s_i = f_i
 
-A mean over no weight at all (an empty batch, or Σ s = 0) is 0. It does not depend on the scale of the
-weights: they are divided by a power of two, so that their sum neither overflows nor underflows.
+A mean over no weight at all (an empty batch, or Σ s = 0) is 0. It does not depend on the scale of
+the weights: they are divided by a power of two, and their sum neither overflows nor underflows.
 
-An example of weight 0 contributes nothing, whatever its numbers are. If its loss is finite its weight
-still has a derivative; if not, that is 0 too. `drop_dead` takes out what is not finite in the data,
-`spare` and `close` what becomes so on the way.
+An example of weight 0, a dead one, contributes nothing, whatever its numbers are. If its loss is
+finite its weight still has a derivative; if not, that is 0 too. `drop_dead` takes out what is not
+finite in the data, `spare` and `close` what would become so on the way.
 
 Where a loss is split over a mesh, `losses` are this part's terms of the f_i, for its own examples.
 """
@@ -37,7 +37,7 @@ from mcgrad._split import WHOLE, Split
 
 __all__ = ["Reduction", "close", "dead_examples", "drop_dead", "finite", "spare", "spared"]
 
-# An input beyond this share of the largest number may overflow in a product with an ordinary weight.
+# An input beyond this share of the largest number may overflow in products with ordinary numbers.
 HEADROOM = 2.0**-20
 
 

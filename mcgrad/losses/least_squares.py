@@ -30,6 +30,7 @@ from mcgrad._arrays import (
     accumulator,
     check_choice,
     common_dtype,
+    power_of_two,
     product,
     promoted,
 )
@@ -297,38 +298,52 @@ def _moments(inputs: Array, targets: Array, sample_weight: Array | None) -> Leas
 
 
 def _moment_equation(weights, moments, *, reduction):
-    symmetric = (moments.inputs + moments.inputs.T) / 2
-    total = jnp.sum(weights * (weights @ symmetric - 2 * moments.cross)) + moments.targets
-    return (total * _share(moments, reduction)).astype(reduction.dtype)
+    moments, share, _ = _scaled(moments, reduction)
+    total = jnp.sum(weights * (weights @ moments.inputs - 2 * moments.cross)) + moments.targets
+    return (total * share).astype(reduction.dtype)
 
 
 def _moment_forward(weights, moments, *, reduction):
-    half = product(weights, (moments.inputs + moments.inputs.T) / 2, weights.dtype) - moments.cross
+    moments, share, scale = _scaled(moments, reduction)
+    half = product(weights, moments.inputs, weights.dtype) - moments.cross
     total = jnp.sum(weights * (half - moments.cross)) + reduction.split.once(moments.targets)
-    value = reduction.split.over_columns(total) * _share(moments, reduction)
-    return value.astype(reduction.dtype), (weights, moments, half, total)
+    value = reduction.split.over_columns(total) * share
+    return value.astype(reduction.dtype), (weights, half, total, share, scale)
 
 
 def _moment_backward(residuals, ct, *, reduction):
-    weights, moments, half, total = residuals
-    share = _share(moments, reduction)
-    ct = ct.astype(weights.dtype)
-    each = ct * share
+    weights, half, total, share, scale = residuals
+    each = ct.astype(weights.dtype) * share
     by_moments = LeastSquaresMoments(
-        inputs=each * (weights.T @ weights),  # WᵀW
-        cross=-2 * each * weights,  # -2 W
-        targets=reduction.split.once(each),
-        weight=-each * (share * total) if reduction.name == "mean" else 0 * each,
+        inputs=(each * weights).T @ weights / scale,  # WᵀW
+        cross=-2 * each * weights / scale,  # -2 W
+        targets=reduction.split.once(each) / scale,
+        weight=-each * (share * total) / scale if reduction.name == "mean" else 0 * each,
     )
     return 2 * each * half, by_moments  # 2 (W M - C)
 
 
-def _share(moments: LeastSquaresMoments, reduction: Reduction) -> Array:
-    """1, or 1/Σs for a mean (0 where Σs = 0)."""
-    if reduction.name == "sum":
-        return jnp.ones_like(moments.weight)
+# Sums of weights beyond the inverse of this are scaled down: their moments may be near overflow.
+LARGE = 2.0**-64
+
+
+def _scaled(
+    moments: LeastSquaresMoments, reduction: Reduction
+) -> tuple[LeastSquaresMoments, Array, Array]:
+    """The moments / scale, M symmetric; 1/Σs of these (0 where Σs = 0), or 1; and the scale.
+
+    A mean does not depend on the scale of large moments, nor is it lost with their sum.
+    """
+    mean, scale = reduction.name == "mean", jnp.ones_like(moments.weight)
+    if mean:
+        scale = jnp.maximum(power_of_two(LARGE * moments.weight), scale)
+    moments = jax.tree.map(lambda moment: moment / scale, moments)
+    symmetric = moments.inputs / 2 + moments.inputs.T / 2
     empty = moments.weight == 0
-    return jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
+    share = jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
+    # Of weights whose own sum has overflowed no mean is known.
+    share = jnp.where(jnp.isfinite(moments.weight), share, jnp.nan)
+    return dataclasses.replace(moments, inputs=symmetric), share if mean else scale, scale
 
 
 def _moment_draw(key, batch, dtype, *, smooth):

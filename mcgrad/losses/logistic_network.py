@@ -28,6 +28,7 @@ from mcgrad._arrays import (
     concrete,
     promoted,
     require,
+    rounded,
 )
 from mcgrad._blocks import Plan, check_block_size, plan
 from mcgrad._pairing import Rule, public
@@ -298,9 +299,10 @@ def logistic_network_loss(
         sample_weight, inputs, labels = drop_dead(sample_weight, inputs, labels)
     inputs, labels, sample_weight = axes.flatten(inputs, labels, sample_weight)
     hidden_weights, inputs = promoted(common_dtype(hidden_weights, inputs), hidden_weights, inputs)
-    hidden_bias, output_weights, labels, mu, sample_weight = promoted(
-        over.accumulator, hidden_bias, output_weights, labels, mu, sample_weight
+    hidden_bias, output_weights, labels, sample_weight = promoted(
+        over.accumulator, hidden_bias, output_weights, labels, sample_weight
     )
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight
     return args, {"activation": activation, "reduction": over, "block_size": block_size}
 

@@ -22,8 +22,8 @@ from mcgrad._arrays import (
     Float,
     accumulator,
     common_dtype,
-    promoted,
     require,
+    rounded,
 )
 from mcgrad._blocks import plan, put, take, walk
 from mcgrad._pairing import Rule, public
@@ -200,5 +200,5 @@ def squared_relu_norm(
         except ValueError:
             require(False, "where", f"a shape that broadcasts to {x.shape}", f"shape {where.shape}")
     dtype = common_dtype(x, mu)
-    (mu,) = promoted(accumulator(dtype), mu)
+    (mu,) = rounded(accumulator(dtype), limits=True, mu=mu)
     return (x, mu, where), {"axis": axis, "reduction": Reduction("sum", None, dtype)}

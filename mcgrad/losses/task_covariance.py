@@ -27,8 +27,10 @@ from mcgrad._arrays import (
     accumulator,
     common_dtype,
     concrete,
+    power_of_two,
     promoted,
     require,
+    rounded,
 )
 from mcgrad._pairing import Rule, public
 from mcgrad._reduction import Reduction
@@ -43,11 +45,10 @@ ASYMMETRY, TRACED_ASYMMETRY = 1e-3, 0.25
 
 
 def _equation(weights, covariance, ridge, coupling, *, reduction):
-    plain, coupled = (
-        jnp.sum(jnp.square(weights)),
-        jnp.sum(jnp.square(_half(weights, covariance)[0])),
-    )
-    return (ridge / 2 * plain + coupling / 2 * coupled).astype(reduction.dtype)
+    y, _ = _half(weights, covariance)
+    # In an order that is finite where ‖W‖² and ‖Y‖² alone would overflow.
+    terms = jnp.sum(ridge / 2 * weights * weights) + jnp.sum(coupling / 2 * y * y)
+    return terms.astype(reduction.dtype)
 
 
 def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
@@ -59,7 +60,7 @@ def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
     skew = jnp.max(jnp.abs(covariance - transpose), initial=0)
     symmetric = skew <= TRACED_ASYMMETRY * jnp.max(jnp.abs(covariance), initial=0)
     factor = jnp.linalg.cholesky(
-        jnp.where(symmetric, (covariance + transpose) / 2, jnp.nan), symmetrize_input=False
+        jnp.where(symmetric, covariance / 2 + transpose / 2, jnp.nan), symmetrize_input=False
     )
     return solve_triangular(factor, weights.T, lower=True), factor
 
@@ -84,11 +85,11 @@ def _backward(residuals, ct, *, wanted):
     ct = ct.astype(weights.dtype)
     by_covariance = None
     if "covariance" in wanted:
-        squares = jnp.sum(s * s, 0) if covariance.ndim == 1 else s.T @ s
-        by_covariance = -(ct * coupling / 2) * squares  # -(coupling/2) SᵀS
+        scaled = -(ct * coupling / 2) * s
+        by_covariance = jnp.sum(scaled * s, 0) if covariance.ndim == 1 else scaled.T @ s
     return (
         ct * ridge * weights + ct * coupling * s,  # ridge W + coupling S
-        by_covariance,
+        by_covariance,  # -(coupling/2) SᵀS
         ct * jnp.sum(jnp.square(weights)) / 2,
         ct * half,
     )
@@ -165,8 +166,9 @@ def task_covariance_penalty(
     coupling = axes.scalar("coupling", coupling, least=0)
     _check_covariance(concrete(covariance))
     dtype = common_dtype(weights, covariance, ridge, coupling)
-    args = promoted(accumulator(dtype), weights, covariance, ridge, coupling)
-    return tuple(args), {"reduction": Reduction("sum", None, dtype)}
+    weights, covariance = promoted(accumulator(dtype), weights, covariance)
+    ridge, coupling = rounded(accumulator(dtype), ridge=ridge, coupling=coupling)
+    return (weights, covariance, ridge, coupling), {"reduction": Reduction("sum", None, dtype)}
 
 
 def _check_covariance(numbers: np.ndarray | None) -> None:
@@ -180,10 +182,11 @@ def _check_covariance(numbers: np.ndarray | None) -> None:
     skew = np.abs(numbers - numbers.T).max()
     bound = ASYMMETRY * np.abs(numbers).max()
     require(skew <= bound, "covariance", "a symmetric matrix", f"an asymmetry of {skew}")
+    symmetric = numbers / 2 + numbers.T / 2
     try:
-        np.linalg.cholesky((numbers + numbers.T) / 2)
+        np.linalg.cholesky(symmetric)
     except np.linalg.LinAlgError:
-        least = np.linalg.eigvalsh((numbers + numbers.T) / 2)[0]
+        least = np.linalg.eigvalsh(symmetric)[0]
         require(False, "covariance", "a positive definite matrix", f"the eigenvalue {least}")
 
 
@@ -224,17 +227,21 @@ def optimal_task_covariance(
     axes = Axes()
     weights = axes.real("weights", weights, "features tasks")
     jitter = axes.scalar("jitter", jitter, least=0)
-    (jitter,) = promoted(accumulator(weights), jitter)
-    return _optimal(weights, jitter)
+    # The root of a number may be in the range of the dtype where the number is not.
+    root = jitter**0.5 if isinstance(jitter, float) else jnp.sqrt(jitter)
+    return _optimal(weights, *rounded(accumulator(weights), jitter=root))
 
 
 @jax.jit
 @automatic
-def _optimal(weights: Array, jitter: Array) -> Array:
+def _optimal(weights: Array, root_jitter: Array) -> Array:
+    # Omega is that of W and sqrt(jitter) divided by any number, which here keeps squares in range.
+    scaled = weights.astype(root_jitter.dtype)
+    size = power_of_two(jnp.maximum(jnp.max(jnp.abs(scaled), initial=0), root_jitter))
+    scaled, scale = scaled / size, root_jitter / size
     # From W itself: WᵀW would square the condition number.
-    _, values, rows = jnp.linalg.svd(weights.astype(jitter.dtype), full_matrices=False)
-    scale = jnp.sqrt(jitter)
-    roots = jnp.sqrt(jnp.square(values) + jitter)
+    _, values, rows = jnp.linalg.svd(scaled, full_matrices=False)
+    roots = jnp.sqrt(jnp.square(values) + jnp.square(scale))
     tasks = weights.shape[1]
     root = (rows.T * (roots - scale)) @ rows + scale * jnp.eye(tasks, dtype=rows.dtype)
     trace = jnp.sum(roots - scale) + tasks * scale

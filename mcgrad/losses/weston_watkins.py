@@ -31,6 +31,7 @@ from mcgrad._arrays import (
     check_choice,
     common_dtype,
     promoted,
+    rounded,
 )
 from mcgrad._blocks import check_block_size, plan
 from mcgrad._pairing import Rule, public
@@ -62,7 +63,8 @@ def _losses(
         return jnp.sum(jnp.where(is_true, 0, terms), 1)
 
     c = _example_weights(class_weight, labels, margin)
-    return _times(c, spared(hinge, scores, _dead(c, class_weight, sample_weight), inputs))
+    dead = _dead(c, class_weight, sample_weight)
+    return _times(c, spared(hinge, scores, dead, inputs), dead)
 
 
 def _equation(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
@@ -120,7 +122,7 @@ def _forward(scores, labels, margin, mu, class_weight, sample_weight, *, power, 
     c = _example_weights(class_weight, labels, margin)
     dead = _dead(c, class_weight, sample_weight)
     hinge, *_ = _all_scores(args, c, dead, power, reduction.split).rows
-    return reduction.value(_times(c, hinge), sample_weight), args
+    return reduction.value(_times(c, hinge, dead), sample_weight), args
 
 
 def _backward(args, ct, *, power, reduction):
@@ -137,7 +139,7 @@ def _backward(args, ct, *, power, reduction):
         scale @ count,  # c_t 1ᵀg
         scale @ finite(dead, by_mu),
         _by_class_weight(class_weight, labels, factor * rows * finite(dead, hinge)),
-        reduction.by_sample_weight(ct, _times(c, hinge), sample_weight),
+        reduction.by_sample_weight(ct, _times(c, hinge, dead), sample_weight),
     )
 
 
@@ -168,7 +170,8 @@ def _linear_forward(
         args, scale, wanted if now else frozenset(), power, block_size, reduction.split,
         rows=(True, bool(wanted), "mu" in wanted),
     )  # fmt: skip
-    losses = _times(c, sums.rows[0]) + _penalty(weights, l2)
+    dead = _dead(c, class_weight, sample_weight)
+    losses = _times(c, sums.rows[0], dead) + _penalty(weights, l2)
     return reduction.value(losses, sample_weight), (args, losses, sums)
 
 
@@ -196,7 +199,9 @@ def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
         total * _penalty(weights, jnp.ones_like(margin)),  # ‖W‖²
         scale @ finite(dead, by_mu) if "mu" in wanted else None,
         _by_class_weight(class_weight, labels, factor * rows * finite(dead, hinge)),
-        reduction.by_sample_weight(ct, _times(c, hinge), sample_weight, _penalty(weights, l2)),
+        reduction.by_sample_weight(
+            ct, _times(c, hinge, dead), sample_weight, _penalty(weights, l2)
+        ),
     )
 
 
@@ -262,9 +267,12 @@ def _dead(c, class_weight, sample_weight) -> Array | None:
     return dead_examples(sample_weight, None if class_weight is None else c)
 
 
-def _times(c, hinge) -> Array:
-    """c * hinge, where a class weight of 0 holds back even a hinge that overflows."""
-    return c * jnp.where((c == 0) & jnp.isinf(hinge), 0, hinge)
+def _times(c, hinge, dead) -> Array:
+    """c * hinge; the hinge of a dead example that overflows is a constant, which c = 0 makes 0."""
+    if dead is None:
+        return c * hinge
+    lost = dead & ~jnp.isfinite(hinge)
+    return jnp.where(lost, jnp.where(c == 0, 0, hinge), c * jnp.where(lost, 0, hinge))
 
 
 def _by_class_weight(class_weight, labels, values) -> Array | None:
@@ -393,9 +401,11 @@ def weston_watkins_loss(
     if sample_weight is not None:
         sample_weight, scores, labels = drop_dead(sample_weight, scores, labels)
     scores, labels, sample_weight = axes.flatten(scores, labels, sample_weight)
-    margin, mu, class_weight, sample_weight, scores = promoted(
-        over.accumulator, margin, mu, class_weight, sample_weight, scores
+    class_weight, sample_weight, scores = promoted(
+        over.accumulator, class_weight, sample_weight, scores
     )
+    (margin,) = rounded(over.accumulator, margin=margin)
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = scores, labels, margin, mu, class_weight, sample_weight
     return args, {"power": power, "reduction": over}
 
@@ -507,8 +517,10 @@ def linear_weston_watkins_loss(
     weights, inputs = promoted(common_dtype(weights, inputs), weights, inputs)
     # A penalty that is absent need not read the weights.
     penalty = None if isinstance(l2, float) and l2 == 0 else l2
-    bias, margin, l2, mu, class_weight, sample_weight = promoted(
-        over.accumulator, bias, margin, penalty, mu, class_weight, sample_weight
+    bias, class_weight, sample_weight = promoted(
+        over.accumulator, bias, class_weight, sample_weight
     )
+    margin, l2 = rounded(over.accumulator, margin=margin, l2=penalty)
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
     return args, {"power": power, "reduction": over, "block_size": block_size}
