@@ -243,7 +243,7 @@ def _optimal(weights: Array, root_jitter: Array) -> Array:
     _, values, rows = jnp.linalg.svd(scaled, full_matrices=False)
     roots = jnp.sqrt(jnp.square(values) + jnp.square(scale))
     tasks = weights.shape[1]
-    root = (rows.T * (roots - scale)) @ rows + scale * jnp.eye(tasks, dtype=rows.dtype)
+    root = (rows.T * (roots - scale)[None]) @ rows + scale * jnp.eye(tasks, dtype=rows.dtype)
     trace = jnp.sum(roots - scale) + tasks * scale
     flat = jnp.eye(tasks, dtype=rows.dtype) / tasks
     return jnp.where(trace == 0, flat, root / jnp.where(trace == 0, 1, trace)).astype(weights.dtype)

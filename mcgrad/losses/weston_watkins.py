@@ -88,6 +88,7 @@ class _Examples(NamedTuple):
     labels: Array
     scale: Array  # the cotangent of the example's hinge
     dead: Array | None  # whether a weight of the example is 0
+    unknown: Array  # whether a weight of the example is NaN; the cotangent must not be asked
     true_scores: Array | None  # s_t; None where the tile holds every class there is
 
 
@@ -109,7 +110,7 @@ def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
     # Where other tiles hold other classes, -(1ᵀg) e_t waits until every class was seen.
     h = g if examples.true_scores is not None else jnp.where(is_true, -count[:, None], g)
     # The slopes of a smooth ramp are never exactly zero: no example may be skipped.
-    violates = jnp.any(~(b < 0) & ~is_true, 1) | jnp.isnan(examples.scale)
+    violates = jnp.any(~(b < 0) & ~is_true, 1) | examples.unknown
     return Tile(
         rows=(hinge + lost, count, jnp.sum(by_mu, 1)),
         slopes=h * examples.scale[:, None],
@@ -148,10 +149,11 @@ def _all_scores(args, scale, dead, power, split: Split) -> Tile:
     scores, labels, margin, mu, *_ = args
     tile = functools.partial(_tile, margin=margin, mu=mu, power=power)
     if split.columns is None:
-        return tile(scores, _Examples(labels, scale, dead, None), 0)
+        return tile(scores, _Examples(labels, scale, dead, jnp.isnan(scale), None), 0)
     own = _own_class(labels, scores.shape[1], split)[:, None]
     true_scores = jnp.take_along_axis(scores, own, 1, mode="fill", fill_value=0)[:, 0]
-    examples = _Examples(labels, scale, dead, split.over_columns(true_scores))
+    true_scores = split.over_columns(true_scores)
+    examples = _Examples(labels, scale, dead, jnp.isnan(scale), true_scores)
     part = tile(scores, examples, split.first_column(scores.shape[1]))
     late = -scale * split.over_columns(part.rows[1])
     here = own == jnp.arange(scores.shape[1], dtype=own.dtype)[None]
@@ -208,7 +210,9 @@ def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
 def _linear_sums(args, scale, wanted, power, block_size, split, rows=(), count=None) -> Sums:
     """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
     weights, inputs, labels, bias, margin, _, mu, class_weight, sample_weight = args
-    dead = _dead(_example_weights(class_weight, labels, margin), class_weight, sample_weight)
+    c = _example_weights(class_weight, labels, margin)
+    dead = _dead(c, class_weight, sample_weight)
+    unknown = jnp.isnan(c if sample_weight is None else c * sample_weight)
     walk = plan(inputs.shape[0], weights.shape[0], block_size)
 
     def over_tiles(examples: _Examples, first: Any) -> Sums:
@@ -221,13 +225,14 @@ def _linear_sums(args, scale, wanted, power, block_size, split, rows=(), count=N
         )  # fmt: skip
 
     if walk.by_rows and split.columns is None:
-        return over_tiles(_Examples(labels, scale, dead, None), first=0)
+        return over_tiles(_Examples(labels, scale, dead, unknown, None), first=0)
     own_class = _own_class(labels, weights.shape[0], split)
     own = weights.at[own_class].get(mode="fill", fill_value=0)
     true_scores = jnp.einsum("nf,nf->n", inputs, own, preferred_element_type=scale.dtype)
     if bias is not None:
         true_scores += bias.at[own_class].get(mode="fill", fill_value=0)
-    examples = _Examples(labels, scale, dead, split.over_columns(true_scores))
+    true_scores = split.over_columns(true_scores)
+    examples = _Examples(labels, scale, dead, unknown, true_scores)
     sums = over_tiles(examples, first=split.first_column(weights.shape[0]))
     if not wanted:
         return sums
