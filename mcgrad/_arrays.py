@@ -55,7 +55,7 @@ def promoted(dtype: Any, *arrays: ArrayLike | None) -> list[Any]:
     ]
 
 
-def rounded(dtype: Any, *, limits: bool = False, **scalars: ArrayLike | None) -> list[Any]:
+def rounded(dtype: Any, *, limits: bool = False, **scalars: Any) -> list[Any]:
     """Each scalar argument in this dtype; None stays None.
 
     A number that the dtype cannot hold is an error. With `limits`, for positive numbers that have a
