@@ -1,6 +1,7 @@
 """Array types, the accumulation dtype, and argument checks with one style of message."""
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +22,11 @@ __all__ = [
     "check_choice",
     "common_dtype",
     "concrete",
+    "power_of_two",
     "product",
     "promoted",
     "require",
+    "rounded",
 ]
 
 
@@ -53,9 +56,40 @@ def promoted(dtype: Any, *arrays: ArrayLike | None) -> list[Any]:
     ]
 
 
+def rounded(dtype: Any, *, limits: bool = False, **scalars: Any) -> list[Any]:
+    """Each scalar argument in this dtype; None stays None.
+
+    A number that the dtype cannot hold is an error. With `limits`, for positive numbers that have a
+    limit at both ends, it becomes inf or the least normal number: JAX takes smaller ones for 0.
+    """
+
+    def fit(argument: str, number: Any) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            x = np.asarray(number, dtype)
+        if limits:
+            return np.maximum(x, jnp.finfo(dtype).tiny)
+        require(np.isfinite(x), argument, f"a number in the range of {jnp.dtype(dtype)}", number)
+        return x
+
+    return [
+        x if x is None else x.astype(dtype) if isinstance(x, jax.Array) else fit(argument, x)
+        for argument, x in scalars.items()
+    ]
+
+
 def product(left: Array, right: Array, dtype: Any) -> Array:
     """Matrix product in the dtype of its factors, accumulated in `dtype`."""
     return jnp.matmul(left, right, preferred_element_type=dtype)
+
+
+def power_of_two(x: Array) -> Array:
+    """A power of two within a factor of 3 below x > 0, a constant to derivatives; 1 for other x.
+
+    What is divided by it keeps its digits, and that does not depend on the scale of x.
+    """
+    power = jax.lax.reduce_precision(x / 2, exponent_bits=jnp.finfo(x.dtype).nexp, mantissa_bits=0)
+    usable = (power > 0) & jnp.isfinite(power)
+    return jax.lax.stop_gradient(jnp.where(usable, power, 1))
 
 
 def concrete(x: Any) -> np.ndarray | None:
@@ -105,9 +139,16 @@ class Axes:
     def scalar(self, argument: str, x: Any, *, above: float | None = None, least=None) -> ArrayLike:
         """A real number; where one that is traced is out of range, NaN."""
         if isinstance(x, int) and not isinstance(x, bool):
-            x = float(x)
+            # An int may be larger than every float.
+            largest = sys.float_info.max
+            x = float(x) if abs(x) <= largest else math.inf if x > 0 else -math.inf
         if not isinstance(x, float) or isinstance(x, np.generic):
-            x = self.number(argument, x, "")
+            given: Any = x
+            with np.errstate(over="ignore"):
+                x = self.number(argument, given, "")
+            if isinstance(given, np.ndarray | np.generic) and _kind(given, jnp.floating):
+                limits = above is not None and bool(given > above)
+                (x,) = rounded(x.dtype, limits=limits, **{argument: given})
         if above is not None:
             return _judged(argument, x, lambda x: x > above, f"a number > {above}")
         if least is not None:

@@ -19,7 +19,7 @@ from jax import lax
 
 from mcgrad._arrays import Array, product
 from mcgrad._blocks import Plan, put, take, walk
-from mcgrad._reduction import Reduction
+from mcgrad._reduction import Reduction, close
 from mcgrad._split import vary, varying, zeros
 
 __all__ = ["Sums", "Tile", "linear_scores", "one_pass", "sum_over_tiles"]
@@ -84,7 +84,8 @@ def sum_over_tiles(
     """Sum `tile(scores, data of its examples, its first column)` over all tiles.
 
     Args:
-        data: pytree of arrays (examples, ...): what the tile needs to know of each example.
+        data: pytree of arrays (examples, ...): what the tile needs to know of each example. Its
+            `dead` are the examples of weight 0.
         dtype: in which all sums run.
         rows: which of the tile's `rows` are wanted.
         wanted: which other fields of `Sums` are.
@@ -101,8 +102,8 @@ def sum_over_tiles(
     like = data, weights, inputs
     walked = {"inputs"} if plan.by_rows else {"weights", "bias", "columns"}
 
-    def products(part: Tile, x: Array, w: Array) -> dict[str, Array]:
-        slopes = part.slopes.astype(x.dtype)
+    def products(part: Tile, own: Any, x: Array, w: Array) -> dict[str, Array]:
+        slopes = close(own.dead, x, part.slopes).astype(x.dtype)
         parts = {
             "weights": lambda: product(slopes.T, x, dtype),
             "inputs": lambda: product(slopes, w, dtype),
@@ -127,7 +128,7 @@ def sum_over_tiles(
 
         def dense(shared: dict[str, Array]) -> dict[str, Array]:
             # From the scores again: the slopes would have to be held for a branch to take them in.
-            return _add(shared, products(tile(scores, own, first), x, w))
+            return _add(shared, products(tile(scores, own, first), own, x, w))
 
         def compact(size: int, shared: dict[str, Array]) -> dict[str, Array]:
             # Places that are left over point behind the last example, where data is zero.
@@ -135,7 +136,7 @@ def sum_over_tiles(
             some, its_own, its_x = jax.tree.map(
                 lambda leaf: leaf.at[chosen].get(mode="fill", fill_value=0), (scores, own, x)
             )
-            parts = products(tile(some, its_own, first), its_x, w)
+            parts = products(tile(some, its_own, first), its_own, its_x, w)
             if "inputs" in parts:
                 onto = shared["inputs"] if "inputs" in shared else zeros(x.shape, dtype, like)
                 onto = onto.at[chosen].add(parts.pop("inputs"), mode="drop")
@@ -149,7 +150,7 @@ def sum_over_tiles(
         if not wanted:
             added = {}
         elif active is None or plan.whole or x.shape[0] < 4 * max(COMPACTIONS):
-            added = _add(shared, products(part, x, w))
+            added = _add(shared, products(part, own, x, w))
         else:
             added = _switch(jnp.sum(active), x.shape[0], compact, dense, shared)
         for index, total in totals.items():

@@ -30,12 +30,13 @@ from mcgrad._arrays import (
     accumulator,
     check_choice,
     common_dtype,
+    power_of_two,
     product,
     promoted,
 )
 from mcgrad._blocks import Plan, check_block_size, plan, take
 from mcgrad._modes import Rule, public
-from mcgrad._reduction import Reduction, drop_dead
+from mcgrad._reduction import Reduction, dead_examples, drop_dead, spare, spared
 from mcgrad._split import automatic
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
 
@@ -50,7 +51,9 @@ __all__ = [
 def _equation(weights, inputs, targets, bias, sample_weight, *, reduction, block_size):
     residuals = linear_scores(weights, inputs, bias, reduction.accumulator)
     residuals -= targets.astype(residuals.dtype)
-    return reduction.value(jnp.sum(jnp.square(residuals), 1), sample_weight)
+    dead = dead_examples(sample_weight)
+    losses = spared(lambda r: jnp.sum(jnp.square(r), 1), residuals, dead, inputs)
+    return reduction.value(losses, sample_weight)
 
 
 class _Examples(NamedTuple):
@@ -58,13 +61,17 @@ class _Examples(NamedTuple):
 
     targets: Array
     scale: Array  # the cotangent of the example's loss
+    dead: Array | None  # whether its weight is 0
 
 
 def _tile(scores, examples: _Examples, first) -> Tile:
     """‖r‖² over the outputs of a tile, and its slopes scale * 2 r."""
     targets = take(examples.targets, first, scores.shape[1], axis=1)
     r = scores - targets.astype(scores.dtype)
-    return Tile(rows=(jnp.sum(jnp.square(r), 1),), slopes=2 * examples.scale[:, None] * r)
+    largest = float(jnp.finfo(r.dtype).max) ** 0.5
+    r, lost = spare(examples.dead, r, lambda r: ~(jnp.abs(r) < largest))
+    losses = jnp.sum(jnp.square(r), 1) + lost
+    return Tile(rows=(losses,), slopes=2 * examples.scale[:, None] * r)
 
 
 def _forward(weights, inputs, targets, bias, sample_weight, *, reduction, block_size, wanted):
@@ -97,10 +104,11 @@ def _backward(residuals, ct, *, reduction, block_size, wanted):
 
 def _sums(args, scale, walk: Plan, wanted, rows=()) -> Sums:
     """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    weights, inputs, targets, bias, _ = args
+    weights, inputs, targets, bias, sample_weight = args
+    examples = _Examples(targets, scale, dead_examples(sample_weight))
     wanted = wanted - {"targets"} | ({"scores"} if "targets" in wanted else frozenset())
     return sum_over_tiles(
-        _tile, _Examples(targets, scale), weights, inputs, bias,
+        _tile, examples, weights, inputs, bias,
         plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
     )  # fmt: skip
 
@@ -299,38 +307,52 @@ def _moments(inputs: Array, targets: Array, sample_weight: Array | None) -> Leas
 
 
 def _moment_equation(weights, moments, *, reduction):
-    symmetric = (moments.inputs + moments.inputs.T) / 2
-    total = jnp.sum(weights * (weights @ symmetric - 2 * moments.cross)) + moments.targets
-    return (total * _share(moments, reduction)).astype(reduction.dtype)
+    moments, share, _ = _scaled(moments, reduction)
+    total = jnp.sum(weights * (weights @ moments.inputs - 2 * moments.cross)) + moments.targets
+    return (total * share).astype(reduction.dtype)
 
 
 def _moment_forward(weights, moments, *, reduction):
-    half = product(weights, (moments.inputs + moments.inputs.T) / 2, weights.dtype) - moments.cross
+    moments, share, scale = _scaled(moments, reduction)
+    half = product(weights, moments.inputs, weights.dtype) - moments.cross
     total = jnp.sum(weights * (half - moments.cross)) + reduction.split.once(moments.targets)
-    value = reduction.split.over_columns(total) * _share(moments, reduction)
-    return value.astype(reduction.dtype), (weights, moments, half, total)
+    value = reduction.split.over_columns(total) * share
+    return value.astype(reduction.dtype), (weights, half, total, share, scale)
 
 
 def _moment_backward(residuals, ct, *, reduction):
-    weights, moments, half, total = residuals
-    share = _share(moments, reduction)
-    ct = ct.astype(weights.dtype)
-    each = ct * share
+    weights, half, total, share, scale = residuals
+    each = ct.astype(weights.dtype) * share
     by_moments = LeastSquaresMoments(
-        inputs=each * (weights.T @ weights),  # WᵀW
-        cross=-2 * each * weights,  # -2 W
-        targets=reduction.split.once(each),
-        weight=-each * (share * total) if reduction.name == "mean" else 0 * each,
+        inputs=(each * weights).T @ weights / scale,  # WᵀW
+        cross=-2 * each * weights / scale,  # -2 W
+        targets=reduction.split.once(each) / scale,
+        weight=-each * (share * total) / scale if reduction.name == "mean" else 0 * each,
     )
     return 2 * each * half, by_moments  # 2 (W M - C)
 
 
-def _share(moments: LeastSquaresMoments, reduction: Reduction) -> Array:
-    """1, or 1/Σs for a mean (0 where Σs = 0)."""
-    if reduction.name == "sum":
-        return jnp.ones_like(moments.weight)
+# Sums of weights beyond the inverse of this are scaled down: their moments may be near overflow.
+LARGE = 2.0**-64
+
+
+def _scaled(
+    moments: LeastSquaresMoments, reduction: Reduction
+) -> tuple[LeastSquaresMoments, Array, Array]:
+    """The moments / scale, M symmetric; 1/Σs of these (0 where Σs = 0), or 1; and the scale.
+
+    A mean does not depend on the scale of large moments, nor is it lost with their sum.
+    """
+    mean, scale = reduction.name == "mean", jnp.ones_like(moments.weight)
+    if mean:
+        scale = jnp.maximum(power_of_two(LARGE * moments.weight), scale)
+    moments = jax.tree.map(lambda moment: moment / scale, moments)
+    symmetric = moments.inputs / 2 + moments.inputs.T / 2
     empty = moments.weight == 0
-    return jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
+    share = jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
+    # Of weights whose own sum has overflowed no mean is known.
+    share = jnp.where(jnp.isfinite(moments.weight), share, jnp.nan)
+    return dataclasses.replace(moments, inputs=symmetric), share if mean else scale, scale
 
 
 def _moment_draw(key, batch, dtype, *, smooth):

@@ -28,11 +28,12 @@ from mcgrad._arrays import (
     concrete,
     promoted,
     require,
+    rounded,
 )
 from mcgrad._blocks import Plan, check_block_size, plan
 from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._reduction import Reduction, drop_dead
+from mcgrad._reduction import Reduction, dead_examples, drop_dead, finite, spare, spared
 from mcgrad._split import Split
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
 
@@ -52,7 +53,7 @@ class Activation(NamedTuple):
 
 ACTIVATIONS = {
     "sigmoid": Activation(jax.nn.sigmoid, lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)),
-    "tanh": Activation(jnp.tanh, lambda z: 1 / jnp.square(jnp.cosh(z))),
+    "tanh": Activation(jnp.tanh, lambda z: 4 * jax.nn.sigmoid(2 * z) * jax.nn.sigmoid(-2 * z)),
     "softplus": Activation(jax.nn.softplus, jax.nn.sigmoid),
     "identity": Activation(lambda z: z, jnp.ones_like),
 }
@@ -69,8 +70,13 @@ def _equation(
     *, activation, reduction, block_size,
 ):  # fmt: skip
     z = linear_scores(hidden_weights, inputs, hidden_bias, reduction.accumulator)
-    beta = -labels * (_activation(activation, mu).value(z) @ output_weights)
-    return reduction.value(jax.nn.softplus(beta), sample_weight)
+    sigma = _activation(activation, mu).value
+
+    def losses_of(z: Array) -> Array:
+        return jax.nn.softplus(-labels * (sigma(z) @ output_weights))
+
+    losses = spared(losses_of, z, dead_examples(sample_weight), inputs)
+    return reduction.value(losses, sample_weight)
 
 
 class _Examples(NamedTuple):
@@ -78,19 +84,22 @@ class _Examples(NamedTuple):
 
     labels: Array
     scale: Array  # the cotangent of the example's loss
+    dead: Array | None  # whether its weight is 0
 
 
 def _tile(z, examples: _Examples, *, output_weights, activation, mu, split: Split) -> Tile:
     """f, ∂f/∂y and ∂f/∂mu of the examples of a tile; its slopes and ∂/∂w, times scale."""
     sigma, y = _activation(activation, mu), examples.labels
+    z, lost = spare(examples.dead, z, lambda z: ~jnp.isfinite(z))
     s = sigma.value(z)
     output = split.over_columns(s @ output_weights)
+    output, lost_too = spare(examples.dead, output, lambda output: ~jnp.isfinite(output))
     beta = -y * output
     c = jax.nn.sigmoid(beta)
     each = -c * y * examples.scale
     return Tile(
         rows=(
-            split.once(jax.nn.softplus(beta)),
+            split.once(jax.nn.softplus(beta)) + lost + lost_too,
             split.once(-c * output),
             -c * y * (ramp_by_mu(z, mu) @ output_weights),
         ),
@@ -116,6 +125,7 @@ def _backward(residuals, ct, *, activation, reduction, block_size, wanted):
     args, sums = residuals
     *_, inputs, _, _, sample_weight = args
     losses, by_label, by_mu = sums.rows
+    dead = dead_examples(sample_weight)
     rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
     walk = _plan(args, block_size)
     if one_pass(reduction, walk):
@@ -128,7 +138,7 @@ def _backward(residuals, ct, *, activation, reduction, block_size, wanted):
         sums.columns,  # -c y s
         sums.inputs,  # -c y Wᵀ(s'⊙w)
         factor * rows * by_label,  # -c wᵀs
-        factor * (rows @ by_mu) if "mu" in wanted else None,
+        factor * (rows @ finite(dead, by_mu)) if "mu" in wanted else None,
         reduction.by_sample_weight(ct, losses, sample_weight),
     )
 
@@ -149,7 +159,8 @@ FIELDS = {
 
 def _sums(args, scale, activation, walk, wanted, split, rows=()) -> Sums:
     """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, _ = args
+    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight = args
+    examples = _Examples(labels, scale, dead_examples(sample_weight))
 
     def tile(z: Array, examples: _Examples, first: Any) -> Tile:
         return _tile(
@@ -157,7 +168,7 @@ def _sums(args, scale, activation, walk, wanted, split, rows=()) -> Sums:
         )
 
     return sum_over_tiles(
-        tile, _Examples(labels, scale), hidden_weights, inputs, hidden_bias,
+        tile, examples, hidden_weights, inputs, hidden_bias,
         plan=walk, dtype=scale.dtype, rows=rows,
         wanted=frozenset(FIELDS[name] for name in wanted if name in FIELDS),
     )  # fmt: skip
@@ -286,9 +297,10 @@ def logistic_network_loss(
         sample_weight, inputs, labels = drop_dead(sample_weight, inputs, labels)
     inputs, labels, sample_weight = axes.flatten(inputs, labels, sample_weight)
     hidden_weights, inputs = promoted(common_dtype(hidden_weights, inputs), hidden_weights, inputs)
-    hidden_bias, output_weights, labels, mu, sample_weight = promoted(
-        over.accumulator, hidden_bias, output_weights, labels, mu, sample_weight
+    hidden_bias, output_weights, labels, sample_weight = promoted(
+        over.accumulator, hidden_bias, output_weights, labels, sample_weight
     )
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight
     return args, {"activation": activation, "reduction": over, "block_size": block_size}
 

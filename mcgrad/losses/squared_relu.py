@@ -24,8 +24,8 @@ from mcgrad._arrays import (
     accumulator,
     as_array,
     common_dtype,
-    promoted,
     require,
+    rounded,
 )
 from mcgrad._blocks import plan, put, take, walk
 from mcgrad._modes import Rule, public
@@ -207,13 +207,13 @@ def squared_relu_norm(
         # No index reaches all entries in a row: they are summed as one array, not in blocks.
         axis = tuple(range(x.ndim))
     if where is not None:
-        where = as_array("where", where)
-        if where.dtype != bool:
-            raise TypeError(f"where: expected a boolean dtype; got {where.dtype}")
+        mask = as_array("where", where)
+        if mask.dtype != bool:
+            raise TypeError(f"where: expected a boolean dtype; got {mask.dtype}")
         try:
-            where = jnp.broadcast_to(where, x.shape)
+            where = jnp.broadcast_to(mask, x.shape)
         except ValueError:
-            require(False, "where", f"a shape that broadcasts to {x.shape}", f"shape {where.shape}")
+            require(False, "where", f"a shape that broadcasts to {x.shape}", f"shape {mask.shape}")
     dtype = common_dtype(x, mu)
-    (mu,) = promoted(accumulator(dtype), mu)
+    (mu,) = rounded(accumulator(dtype), limits=True, mu=mu)
     return (x, mu, where), {"axis": axis, "reduction": Reduction("sum", None, dtype)}

@@ -31,28 +31,44 @@ from mcgrad._arrays import (
     check_choice,
     common_dtype,
     promoted,
+    rounded,
 )
 from mcgrad._blocks import check_block_size, plan
 from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._reduction import Reduction, drop_dead
+from mcgrad._reduction import (
+    Reduction,
+    close,
+    dead_examples,
+    drop_dead,
+    finite,
+    spare,
+    spared,
+)
 from mcgrad._split import Split
 from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
 
 __all__ = ["linear_weston_watkins_loss", "weston_watkins_loss"]
 
 
-def _hinge(scores, labels, margin, mu, class_weight, power) -> Array:
+def _losses(
+    scores, labels, margin, mu, class_weight, sample_weight, power, inputs=None
+) -> Array:  # fmt: skip
     """c_t Σ_{j≠t} a(s_j - s_t + margin)^power for each example."""
     is_true = labels[:, None] == jnp.arange(scores.shape[1], dtype=labels.dtype)[None]
-    true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
-    terms = ramp(scores - true_scores[:, None] + margin, mu) ** power
+
+    def hinge(scores: Array) -> Array:
+        true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
+        terms = ramp(scores - true_scores[:, None] + margin, mu) ** power
+        return jnp.sum(jnp.where(is_true, 0, terms), 1)
+
     c = _example_weights(class_weight, labels, margin)
-    return c * jnp.sum(jnp.where(is_true, 0, terms), 1)
+    dead = _dead(c, class_weight, sample_weight)
+    return _times(c, spared(hinge, scores, dead, inputs), dead)
 
 
 def _equation(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
-    losses = _hinge(scores, labels, margin, mu, class_weight, power)
+    losses = _losses(scores, labels, margin, mu, class_weight, sample_weight, power)
     return reduction.value(losses, sample_weight)
 
 
@@ -61,7 +77,8 @@ def _linear_equation(
     *, power, reduction, block_size,
 ):  # fmt: skip
     scores = linear_scores(weights, inputs, bias, reduction.accumulator)
-    losses = _hinge(scores, labels, margin, mu, class_weight, power) + _penalty(weights, l2)
+    losses = _losses(scores, labels, margin, mu, class_weight, sample_weight, power, inputs)
+    losses += _penalty(weights, l2)
     return reduction.value(losses, sample_weight)
 
 
@@ -70,6 +87,8 @@ class _Examples(NamedTuple):
 
     labels: Array
     scale: Array  # the cotangent of the example's hinge
+    dead: Array | None  # whether a weight of the example is 0
+    unknown: Array  # whether a weight of the example is NaN; the cotangent must not be asked
     true_scores: Array | None  # s_t; None where the tile holds every class there is
 
 
@@ -81,6 +100,8 @@ def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
     if true_scores is None:
         true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
     b = scores - true_scores[:, None] + margin
+    largest = float(jnp.finfo(b.dtype).max) ** 0.5 if power == 2 else jnp.inf
+    b, lost = spare(examples.dead, b, lambda b: ~(b < largest))
     a = ramp(b, mu)
     outer = 1 if power == 1 else 2 * a
     g = jnp.where(is_true, 0, outer * slope(b, mu))
@@ -89,9 +110,9 @@ def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
     # Where other tiles hold other classes, -(1ᵀg) e_t waits until every class was seen.
     h = g if examples.true_scores is not None else jnp.where(is_true, -count[:, None], g)
     # The slopes of a smooth ramp are never exactly zero: no example may be skipped.
-    violates = jnp.any(~(b < 0) & ~is_true, 1) | jnp.isnan(examples.scale)
+    violates = jnp.any(~(b < 0) & ~is_true, 1) | examples.unknown
     return Tile(
-        rows=(hinge, count, jnp.sum(by_mu, 1)),
+        rows=(hinge + lost, count, jnp.sum(by_mu, 1)),
         slopes=h * examples.scale[:, None],
         active=violates if mu is None else None,
     )
@@ -100,8 +121,9 @@ def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
 def _forward(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
     args = scores, labels, margin, mu, class_weight, sample_weight
     c = _example_weights(class_weight, labels, margin)
-    hinge, *_ = _all_scores(args, c, power, reduction.split).rows
-    return reduction.value(c * hinge, sample_weight), args
+    dead = _dead(c, class_weight, sample_weight)
+    hinge, *_ = _all_scores(args, c, dead, power, reduction.split).rows
+    return reduction.value(_times(c, hinge, dead), sample_weight), args
 
 
 def _backward(args, ct, *, power, reduction):
@@ -109,27 +131,29 @@ def _backward(args, ct, *, power, reduction):
     c = _example_weights(class_weight, labels, margin)
     rows, factor = reduction.by_losses(ct, c, sample_weight)
     scale = factor * rows * c
-    part = _all_scores(args, scale, power, reduction.split)
+    dead = _dead(c, class_weight, sample_weight)
+    part = _all_scores(args, scale, dead, power, reduction.split)
     hinge, count, by_mu = part.rows
     return (
         part.slopes,  # c_t h
         None,
         scale @ count,  # c_t 1ᵀg
-        scale @ by_mu,
-        _by_class_weight(class_weight, labels, factor * rows * hinge),
-        reduction.by_sample_weight(ct, c * hinge, sample_weight),
+        scale @ finite(dead, by_mu),
+        _by_class_weight(class_weight, labels, factor * rows * finite(dead, hinge)),
+        reduction.by_sample_weight(ct, _times(c, hinge, dead), sample_weight),
     )
 
 
-def _all_scores(args, scale, power, split: Split) -> Tile:
+def _all_scores(args, scale, dead, power, split: Split) -> Tile:
     """The tile of all the scores, or of one part of their classes."""
     scores, labels, margin, mu, *_ = args
     tile = functools.partial(_tile, margin=margin, mu=mu, power=power)
     if split.columns is None:
-        return tile(scores, _Examples(labels, scale, None), 0)
+        return tile(scores, _Examples(labels, scale, dead, jnp.isnan(scale), None), 0)
     own = _own_class(labels, scores.shape[1], split)[:, None]
     true_scores = jnp.take_along_axis(scores, own, 1, mode="fill", fill_value=0)[:, 0]
-    examples = _Examples(labels, scale, split.over_columns(true_scores))
+    true_scores = split.over_columns(true_scores)
+    examples = _Examples(labels, scale, dead, jnp.isnan(scale), true_scores)
     part = tile(scores, examples, split.first_column(scores.shape[1]))
     late = -scale * split.over_columns(part.rows[1])
     here = own == jnp.arange(scores.shape[1], dtype=own.dtype)[None]
@@ -148,7 +172,8 @@ def _linear_forward(
         args, scale, wanted if now else frozenset(), power, block_size, reduction.split,
         rows=(True, bool(wanted), "mu" in wanted),
     )  # fmt: skip
-    losses = c * sums.rows[0] + _penalty(weights, l2)
+    dead = _dead(c, class_weight, sample_weight)
+    losses = _times(c, sums.rows[0], dead) + _penalty(weights, l2)
     return reduction.value(losses, sample_weight), (args, losses, sums)
 
 
@@ -163,6 +188,7 @@ def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
         sums = sums.times(factor)
     else:
         sums = _linear_sums(args, scale, wanted, power, block_size, reduction.split, count=count)
+    dead = _dead(c, class_weight, sample_weight)
     by_weights, total = sums.weights, factor * jnp.sum(rows)
     if l2 is not None:
         by_weights += 2 * l2 * total * weights.astype(l2.dtype)
@@ -173,15 +199,20 @@ def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
         sums.bias,  # c_t h
         scale @ count,  # c_t 1ᵀg
         total * _penalty(weights, jnp.ones_like(margin)),  # ‖W‖²
-        scale @ by_mu if "mu" in wanted else None,
-        _by_class_weight(class_weight, labels, factor * rows * hinge),
-        reduction.by_sample_weight(ct, c * hinge, sample_weight, _penalty(weights, l2)),
+        scale @ finite(dead, by_mu) if "mu" in wanted else None,
+        _by_class_weight(class_weight, labels, factor * rows * finite(dead, hinge)),
+        reduction.by_sample_weight(
+            ct, _times(c, hinge, dead), sample_weight, _penalty(weights, l2)
+        ),
     )
 
 
 def _linear_sums(args, scale, wanted, power, block_size, split, rows=(), count=None) -> Sums:
     """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    weights, inputs, labels, bias, margin, _, mu, *_ = args
+    weights, inputs, labels, bias, margin, _, mu, class_weight, sample_weight = args
+    c = _example_weights(class_weight, labels, margin)
+    dead = _dead(c, class_weight, sample_weight)
+    unknown = jnp.isnan(c if sample_weight is None else c * sample_weight)
     walk = plan(inputs.shape[0], weights.shape[0], block_size)
 
     def over_tiles(examples: _Examples, first: Any) -> Sums:
@@ -194,18 +225,20 @@ def _linear_sums(args, scale, wanted, power, block_size, split, rows=(), count=N
         )  # fmt: skip
 
     if walk.by_rows and split.columns is None:
-        return over_tiles(_Examples(labels, scale, None), first=0)
+        return over_tiles(_Examples(labels, scale, dead, unknown, None), first=0)
     own_class = _own_class(labels, weights.shape[0], split)
     own = weights.at[own_class].get(mode="fill", fill_value=0)
     true_scores = jnp.einsum("nf,nf->n", inputs, own, preferred_element_type=scale.dtype)
     if bias is not None:
         true_scores += bias.at[own_class].get(mode="fill", fill_value=0)
-    examples = _Examples(labels, scale, split.over_columns(true_scores))
+    true_scores = split.over_columns(true_scores)
+    examples = _Examples(labels, scale, dead, unknown, true_scores)
     sums = over_tiles(examples, first=split.first_column(weights.shape[0]))
     if not wanted:
         return sums
     # -(1ᵀg) e_t, whose 1ᵀg is known only now.
     late = -scale * split.over_columns(sums.rows[1] if count is None else count)
+    late = close(dead, inputs, late)
     changes = {}
     if "weights" in wanted:
         by_row = late[:, None] * inputs.astype(late.dtype)
@@ -233,6 +266,19 @@ def _example_weights(class_weight, labels, margin) -> Array:
     # A factor, not a choice, so that autodiff of the equation finds NaN for class_weight too.
     known = jnp.where(labels >= 0, 1, jnp.asarray(jnp.nan, margin.dtype))
     return known if class_weight is None else known * class_weight[jnp.maximum(labels, 0)]
+
+
+def _dead(c, class_weight, sample_weight) -> Array | None:
+    """The examples of which a weight is 0, that of their class included."""
+    return dead_examples(sample_weight, None if class_weight is None else c)
+
+
+def _times(c, hinge, dead) -> Array:
+    """c * hinge; the hinge of a dead example that overflows is a constant, which c = 0 makes 0."""
+    if dead is None:
+        return c * hinge
+    lost = dead & ~jnp.isfinite(hinge)
+    return jnp.where(lost, jnp.where(c == 0, 0, hinge), c * jnp.where(lost, 0, hinge))
 
 
 def _by_class_weight(class_weight, labels, values) -> Array | None:
@@ -366,9 +412,11 @@ def weston_watkins_loss(
     if sample_weight is not None:
         sample_weight, scores, labels = drop_dead(sample_weight, scores, labels)
     scores, labels, sample_weight = axes.flatten(scores, labels, sample_weight)
-    margin, mu, class_weight, sample_weight, scores = promoted(
-        over.accumulator, margin, mu, class_weight, sample_weight, scores
+    class_weight, sample_weight, scores = promoted(
+        over.accumulator, class_weight, sample_weight, scores
     )
+    (margin,) = rounded(over.accumulator, margin=margin)
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = scores, labels, margin, mu, class_weight, sample_weight
     return args, {"power": power, "reduction": over}
 
@@ -480,8 +528,10 @@ def linear_weston_watkins_loss(
     weights, inputs = promoted(common_dtype(weights, inputs), weights, inputs)
     # A penalty that is absent need not read the weights.
     penalty = None if isinstance(l2, float) and l2 == 0 else l2
-    bias, margin, l2, mu, class_weight, sample_weight = promoted(
-        over.accumulator, bias, margin, penalty, mu, class_weight, sample_weight
+    bias, class_weight, sample_weight = promoted(
+        over.accumulator, bias, class_weight, sample_weight
     )
+    margin, l2 = rounded(over.accumulator, margin=margin, l2=penalty)
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
     return args, {"power": power, "reduction": over, "block_size": block_size}
