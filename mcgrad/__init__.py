@@ -1,6 +1,6 @@
 """Losses for JAX whose gradients are known in closed form."""
 
-from mcgrad._pairing import forward_mode, pair, plain
+from mcgrad._modes import forward_mode, pair, plain
 from mcgrad.checking import GradientReport, check_gradients
 from mcgrad.losses import LOSSES
 from mcgrad.losses.least_squares import (

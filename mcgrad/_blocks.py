@@ -5,11 +5,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from mcgrad._arrays import Array, require
 
-__all__ = ["Block", "Plan", "check_block_size", "loop_over_blocks", "make_plan", "read_block", "write_block"]
+__all__ = [
+    "Block",
+    "Plan",
+    "check_block_size",
+    "loop_over_blocks",
+    "make_plan",
+    "read_block",
+    "write_block",
+]
 
 
 class Device(NamedTuple):
@@ -95,36 +104,52 @@ def even(length: int, size: int) -> int:
 
 
 class Block(NamedTuple):
-    """A part of an axis: where it begins, and its first index that no other block has taken."""
+    """A part of an axis: where it begins, and its first place that no other block has taken."""
 
     start: Any
     size: int
-    fresh: Any  # None where all of it is
+    fresh: Any = None  # None where all of it is
+
+    @property
+    def repeated(self) -> Array | None:
+        """The places that another block has taken, (size,); None if there are none."""
+        if self.fresh is None:
+            return None
+        return self.start + jnp.arange(self.size, dtype=self.start.dtype) < self.fresh
 
 
-def loop_over_blocks(
-    body: Callable[[Any, Block], Any], carry: Any, length: int, size: int
-) -> Any:
+def loop_over_blocks(body: Callable[[Any, Block], Any], carry: Any, length: int, size: int) -> Any:
     """carry = body(carry, block) for blocks of equal size that cover the axis.
 
-    Where the size does not divide the length, the first block ends where the axis does and
-    overlaps another. Of its indices only those from `fresh` on count; what it writes elsewhere is
-    written over. So a ragged end needs no second program, and no padding.
+    Where the size does not divide the length, the first block ends where the axis does, and begins
+    within another one. Of its places only those from `fresh` on count; what it writes to the others
+    is written over. So a ragged end needs no second program, and no padding.
     """
     if not length:
         return carry
+    size = min(size, length)
     blocks, ragged = -(-length // size), length % size
     if blocks == 1:
-        return body(carry, Block(0, length, None))
+        return body(carry, Block(0, length))
+    dtype = index_dtype(length)
     if not ragged:
-        starts = jnp.arange(blocks, dtype=jnp.int32) * size
-        step = lambda carry, start: (body(carry, Block(start, size, None)), None)
-        return lax.scan(step, carry, starts)[0]
-    starts = jnp.arange(-1, blocks - 1, dtype=jnp.int32) * size
-    starts = starts.at[0].set(length - size)
-    fresh = jnp.zeros(blocks, jnp.int32).at[0].set(length - ragged)
-    step = lambda carry, at: (body(carry, Block(at[0], size, at[1])), None)
-    return lax.scan(step, carry, (starts, fresh))[0]
+        starts = np.arange(blocks, dtype=dtype) * dtype(size)
+        return lax.scan(lambda c, at: (body(c, Block(at, size)), None), carry, starts)[0]
+    starts = np.arange(blocks, dtype=dtype) * dtype(size)
+    starts = np.append(dtype(length - size), starts[:-1])
+    fresh = np.append(dtype(length - ragged), np.zeros(blocks - 1, dtype))
+    return lax.scan(
+        lambda c, at: (body(c, Block(at[0], size, at[1])), None), carry, (starts, fresh)
+    )[0]
+
+
+def index_dtype(length: int) -> Any:
+    """A dtype that holds every place along an axis. JAX has no 64-bit integers unless they are on.
+
+    int32 where it will do: a place is added to what counts columns.
+    """
+    require(length < 2**32, "an axis", "fewer than 4294967296 entries on one device", length)
+    return np.int32 if length < 2**31 else np.uint32
 
 
 def read_block(x: Array, block: Block, axis: int = 0) -> Array:

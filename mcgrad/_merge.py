@@ -7,9 +7,7 @@ arrays (examples,) with
     combine(other)      the state of both sets of columns
     over(mesh axis)     the state of the columns of all devices along that axis
 
-    Sum         Σ_j x_j                  adds
-    LogSumExp   m = max_j s_j,           rescales to the larger maximum, then adds
-                Σ_j e^(s_j - m),  Σ_j e^(s_j - m) s_j
+    Sum         Σ_j x_j, which adds
 """
 
 from typing import Any, NamedTuple, Self
@@ -19,7 +17,7 @@ from jax import lax
 
 from mcgrad._arrays import Array
 
-__all__ = ["LogSumExp", "Sum", "placeholder"]
+__all__ = ["Sum", "placeholder"]
 
 
 class Sum(NamedTuple):

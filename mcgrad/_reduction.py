@@ -6,20 +6,47 @@ With losses f_i, weights s_i (1 where none are given) and a cotangent ct:
     "sum"    L = Σ s_i f_i           ∂L/∂f_i = s_i          ∂L/∂s_i = f_i
     "none"   L_i = s_i f_i           ∂L_i/∂f_i = s_i        ∂L_i/∂s_i = f_i
 
-A mean over no weight at all (an empty batch, or Σ s = 0) is 0.
+A mean over no weight at all (an empty batch, or Σ s = 0) is 0. It does not depend on the scale of
+the weights: they are divided by a power of two, and their sum neither overflows nor underflows.
+
+An example of weight 0, a dead one, contributes nothing, whatever its numbers are. If its loss is
+finite its weight still has a derivative; if not, that is 0 too. `drop_dead` takes out what is not
+finite in the data, `spare` and `closed_examples` what would become so on the way.
 
 Over a mesh, `losses` are the f_i of this device's examples, the same on every shard of the columns.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from mcgrad._arrays import Array, ArrayLike, Axes, accumulator, check_choice, common_dtype
+from mcgrad._arrays import (
+    Array,
+    ArrayLike,
+    Axes,
+    accumulator,
+    check_choice,
+    common_dtype,
+    power_of_two,
+)
 from mcgrad._split import WHOLE, Split
 
-__all__ = ["Reduction", "drop_dead"]
+__all__ = [
+    "Reduction",
+    "closed_examples",
+    "dead_examples",
+    "drop_dead",
+    "finite",
+    "spare",
+    "spared",
+]
+
+# An input beyond this share of the largest number may overflow in products with ordinary numbers.
+HEADROOM = 2.0**-20
 
 
 class Reduction(NamedTuple):
@@ -62,14 +89,15 @@ class Reduction(NamedTuple):
 
     def _reduced(self, losses: Array, sample_weight: Array | None) -> Array:
         s = jnp.ones_like(losses) if sample_weight is None else sample_weight
-        # A weight of 0 must hold back an infinite loss, and still have its own derivative.
-        losses = jnp.where((s == 0) & ~jnp.isfinite(losses), 0, losses)
+        if sample_weight is not None:
+            overflown = (s == 0) & ~jnp.isfinite(losses)
+            losses, s = (jnp.where(overflown, 0, x) for x in (losses, s))
         if self.name == "none":
             return (s * losses).reshape(self.batch)
-        total = jnp.sum(s * losses)
         if self.name == "sum":
-            return self.split.over_examples(total)
-        norm, inverse = self._norm(losses, sample_weight)
+            return self.split.over_examples(jnp.sum(s * losses))
+        s, norm, inverse, _ = self._shares(s, sample_weight is not None)
+        total = jnp.sum(s * losses)
         total, mean = self.split.over_examples((total, jnp.sum(losses * (s * inverse))))
         # The sum may overflow where the mean does not.
         return jnp.where(jnp.isfinite(total), total / norm, mean)
@@ -88,7 +116,7 @@ class Reduction(NamedTuple):
             return ct.reshape(-1) * rows, jnp.ones((), losses.dtype)
         if self.name == "sum":
             return rows, ct
-        _, inverse = self._norm(losses, sample_weight)
+        rows, _, inverse, _ = self._shares(rows, sample_weight is not None)
         if products in (None, losses.dtype):
             return inverse * rows, ct
         return rows, ct * inverse
@@ -109,20 +137,26 @@ class Reduction(NamedTuple):
         if sample_weight is None:
             return None
         ct = ct.astype(losses.dtype)
-        if self.name != "mean":
-            return ct.reshape(-1) * (losses + constant)
-        _, inverse = self._norm(losses, sample_weight)
-        mean = self._reduced(losses, sample_weight)
-        return ct * (inverse * (losses - mean))
-
-    def _norm(self, losses: Array, sample_weight: Array | None) -> tuple[Array, Array]:
-        """Σ s, or 1 where that is 0; and its inverse, or 0."""
-        if sample_weight is None:
-            total = jnp.full((), self.split.all_examples(losses.size), losses.dtype)
+        if self.name == "mean":
+            _, _, inverse, scale = self._shares(sample_weight, weighted=True)
+            mean = self._reduced(losses, sample_weight)
+            by_weight = ct * (inverse * (losses - mean)) / scale
         else:
-            total = self.split.over_examples(jnp.sum(sample_weight))
+            by_weight = ct.reshape(-1) * (losses + constant)
+        overflown = (sample_weight == 0) & ~jnp.isfinite(losses)
+        return jnp.where(overflown, 0, by_weight)
+
+    def _shares(self, s: Array, weighted: bool) -> tuple[Array, Array, Array, Array]:
+        """s / scale; its sum, or 1 where that is 0; the inverse of the sum, or 0; and the scale."""
+        if weighted:
+            scale = power_of_two(self.split.largest_of_examples(jnp.max(s, initial=0)))
+            s = s / scale
+            total = self.split.over_examples(jnp.sum(s))
+        else:
+            scale = jnp.ones((), s.dtype)
+            total = jnp.full((), self.split.all_examples(s.size), s.dtype)
         norm = jnp.where(total == 0, 1, total)
-        return norm, jnp.where(total == 0, 0, 1 / norm)
+        return s, norm, jnp.where(total == 0, 0, 1 / norm), scale
 
 
 @jax.jit
@@ -139,7 +173,62 @@ def drop_dead(sample_weight: Array, *rows: Array) -> tuple[Array, ...]:
     dead = broken & (sample_weight == 0)
 
     def without(x: Any) -> Array:
-        mask = dead.reshape(dead.shape + (1,) * (x.ndim - dead.ndim))
-        return jnp.where(mask, jnp.zeros((), x.dtype), x)
+        return jnp.where(_rows(dead, x), jnp.zeros((), x.dtype), x)
 
     return tuple(without(x) for x in (sample_weight, *rows))
+
+
+def dead_examples(*weights: Array | None) -> Array | None:
+    """Which examples have a weight of 0 among theirs; None where no weights are given."""
+    given = [w == 0 for w in weights if w is not None]
+    return functools.reduce(jnp.logical_or, given) if given else None
+
+
+def spare(dead: Array | None, x: Array, bad: Callable[[Array], Array]) -> tuple[Array, Any]:
+    """x (examples, ...) with 0 for what is bad in dead examples; and what it adds to their losses.
+
+    That is inf, for their loss is not known then. Zeros in x itself, and not in what is made of it,
+    keep second derivatives finite too.
+    """
+    if dead is None:
+        return x, 0
+    mask = _rows(dead, x) & bad(x)
+    lost = jnp.any(mask, axis=range(1, x.ndim))
+    return jnp.where(mask, 0, x), jnp.where(lost, jnp.inf, jnp.zeros((), x.dtype))
+
+
+def closed_examples(dead: Array, inputs: Array) -> Array:
+    """The dead examples whose inputs are nearly too large: their slopes are constants, 0.
+
+    The slopes are 0 there, but a change of the weights times such inputs may overflow, and 0 * inf
+    would be its part of a tangent or of a second derivative.
+    """
+    largest = jnp.max(jnp.abs(inputs), axis=range(1, inputs.ndim), initial=0)
+    return dead & (largest > HEADROOM * float(jnp.finfo(inputs.dtype).max))
+
+
+def finite(dead: Array | None, x: Array) -> Array:
+    """x (examples, ...), with 0 for dead examples where it is not finite."""
+    return x if dead is None else jnp.where(_rows(dead, x) & ~jnp.isfinite(x), 0, x)
+
+
+def spared(
+    losses_of: Callable[[Array], Array],
+    scores: Array,
+    dead: Array | None,
+    inputs: Array | None = None,
+) -> Array:
+    """losses_of(scores), from which no derivative that is not finite reaches a dead example."""
+    if dead is None:
+        return losses_of(scores)
+    if inputs is not None:
+        huge = _rows(closed_examples(dead, inputs), scores)
+        scores = jnp.where(huge, lax.stop_gradient(scores), scores)
+    overflown = dead & ~jnp.isfinite(losses_of(lax.stop_gradient(scores)))
+    losses = losses_of(jnp.where(_rows(overflown, scores), 0, scores))
+    return jnp.where(overflown, jnp.inf, losses)
+
+
+def _rows(mask: Array, x: Array) -> Array:
+    """The mask (examples,) in the rank of x (examples, ...)."""
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

@@ -46,6 +46,11 @@ class Split(NamedTuple):
         """The sum over all parts."""
         return _sum(x, self.examples, self.columns)
 
+    def largest_of_examples(self, x: Array) -> Array:
+        """The maximum over the parts of the examples; a constant to derivatives."""
+        x = lax.stop_gradient(x)
+        return x if self.examples is None else lax.pmax(x, self.examples)
+
     def all_examples(self, own: int) -> int:
         """How many examples there are in all parts."""
         return own * _size(self.examples)

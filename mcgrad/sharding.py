@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from mcgrad._arrays import Array, require
-from mcgrad._pairing import Face, Rule
+from mcgrad._modes import LossFunction, Prepare, Rule, check_loss
 from mcgrad._split import Split, vary, varying
 
 __all__ = ["shard"]
@@ -54,7 +54,7 @@ def shard(
     Every other argument is on all devices.
 
     Args:
-        loss: a loss of this library, or its `forward_mode` face.
+        loss: a loss of this library, or `forward_mode` of one.
         mesh: a `jax.sharding.Mesh`, with automatic or explicit axes.
         batch_axis: the mesh axis along which examples are split. None (default): they are whole.
         model_axis: the mesh axis along which columns are split. None (default): they are whole.
@@ -65,7 +65,8 @@ def shard(
         (`plain` is the equation, which the compiler splits as it sees fit).
 
     Raises:
-        TypeError: `loss` is not of this library, `mesh` is not a mesh.
+        TypeError: `loss` is not of this library, or is made from a loss (by jax.grad, say) or split
+            already; `mesh` is not a mesh.
         ValueError: an axis is not of the mesh or splits nothing of this loss; in a call, a size
             that the mesh does not divide.
 
@@ -102,8 +103,12 @@ def shard(
         JAX documentation, "Manual parallelism with shard_map". The split of the classes is that of
         Shoeybi et al., "Megatron-LM", 2019, section 3 (parallel output layer).
     """
-    rule = getattr(loss, "rule", None)
-    if not isinstance(rule, Rule) or rule.layout is None:
+    check_loss(loss, "a loss of this library", "shard")
+    if isinstance(loss, _Sharded):
+        raise TypeError(f"loss: expected one call of shard that names both axes; got {loss!r}")
+    whole: Any
+    whole, mode = loss.key if isinstance(loss, LossFunction) else (loss, "reverse")
+    if whole.rule.layout is None:
         raise TypeError(f"loss: expected a loss of this library; got {loss!r}")
     if not isinstance(mesh, Mesh):
         raise TypeError(f"mesh: expected a jax.sharding.Mesh; got {type(mesh).__name__}")
@@ -116,30 +121,37 @@ def shard(
     require(len(set(given)) == len(given), "model_axis", "another axis", repr(model_axis))
     # An axis of one device splits nothing, and a sum over it would still be copied.
     split = Split(*(axis and (axis if mesh.shape[axis] > 1 else None) for axis in named.values()))
-    whole, face = (loss.loss, loss.face) if isinstance(loss, Face) else (loss, "reverse")
-    return _Sharded(whole, face, mesh, split)
+    return _Sharded(whole, mode, mesh, split)
 
 
-class _Sharded(Face):
-    """A face of a loss that is split over a mesh."""
+class _Sharded(LossFunction):
+    """A loss that is split over a mesh."""
 
-    def __init__(self, loss: Any, face: str, mesh: Mesh, split: Split) -> None:
-        super().__init__(loss, face)
+    __slots__ = ("mesh", "sharded_rule", "split")
+
+    def __init__(self, loss: Any, mode: str, mesh: Mesh, split: Split) -> None:
+        super().__init__(loss, mode)
         self.mesh, self.split = mesh, split
+        self.sharded_rule = _ShardedRule(**_fields(loss.rule), mesh=mesh, split=split)
 
     @property
-    def made_of(self) -> tuple[Any, ...]:
-        return self.loss, self.face, self.mesh, self.split
+    def key(self) -> tuple[Any, ...]:
+        return self.loss, self.mode, self.mesh, self.split
 
     @property
     def rule(self) -> "_ShardedRule":
-        return _ShardedRule(**_fields(self.loss.rule), mesh=self.mesh, split=self.split)
+        return self.sharded_rule
 
-    def prepare(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Check and sort the arguments as the loss does; then, whether the mesh divides them."""
-        args, static = self.loss.prepare(*args, **kwargs)
-        self.rule.check_sizes(args, static)
-        return args, static
+    @property
+    def prepare(self) -> Prepare:
+        """Checks and sorts the arguments as the loss does; then, whether the mesh divides them."""
+
+        def prepare(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            args, static = self.loss.prepare(*args, **kwargs)
+            self.rule.check_sizes(args, static)
+            return args, static
+
+        return prepare
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,14 +161,14 @@ class _ShardedRule(Rule):
     mesh: Mesh
     split: Split
 
-    def evaluate(self, face: str, static: dict[str, Any], *args: Any) -> Any:
-        if face == "plain":
-            return super().evaluate(face, static, *args)
+    def evaluate(self, mode: str, static: dict[str, Any], *args: Any) -> Any:
+        if mode == "plain":
+            return super().evaluate(mode, static, *args)
         specs, value_spec = self.specs(args, static)
 
         def of_part(*args: Any) -> Any:
             part = static | {"reduction": static["reduction"].part(self.split)}
-            return self.of_part(specs).evaluate(face, part, *args)
+            return self.of_part(specs).evaluate(mode, part, *args)
 
         args = jax.tree.map(self.laid_out, args, specs)
         return jax.shard_map(of_part, mesh=self.mesh, in_specs=specs, out_specs=value_spec)(*args)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "mcgrad"
 FLOORS = [
     {"_arrays"},
     {"_split"},
-    {"_blocks", "_pairing", "_ramp", "_reduction"},
+    {"_blocks", "_modes", "_ramp", "_reduction"},
     {"losses"},
     {"checking", "sharding"},
     {""},
@@ -83,7 +83,7 @@ def test_imports_run_downwards_and_only_the_top_prints():
     [
         {"_arrays": "import mcgrad._ramp", "_ramp": ""},
         {"_ramp": "from mcgrad._blocks import walk", "_blocks": ""},
-        {"_pairing": "from mcgrad import _reduction", "_reduction": ""},
+        {"_modes": "from mcgrad import _reduction", "_reduction": ""},
         {"losses": "", "losses.one": "from mcgrad import pair", "": "pair = 1"},
         {"losses": "", "losses.one": "from ..checking import check_gradients", "checking": ""},
         {"sharding": "def late():\n    from . import checking", "checking": ""},

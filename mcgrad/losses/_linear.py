@@ -18,17 +18,18 @@ import jax.numpy as jnp
 from mcgrad._arrays import Array
 from mcgrad._blocks import Plan, make_plan
 from mcgrad._merge import placeholder
-from mcgrad._pairing import Rule
-from mcgrad._reduction import Reduction
+from mcgrad._modes import Rule
+from mcgrad._reduction import Reduction, dead_examples, finite, spared
 from mcgrad.losses._scores import (
     ScoreLoss,
     Scores,
     linear_scores,
     make_tile,
-    masked,
     scaled,
+    state_kinds,
     sweep,
     tile_slopes,
+    tile_state,
 )
 
 __all__ = ["linear_rule", "score_rule"]
@@ -72,9 +73,7 @@ class _Form:
 
     def rule(self) -> Rule:
         static = (*self.options, "reduction", *self.own_options)
-        return Rule(
-            self.equation, self.forward, self.backward, static, self.layout, self.arguments
-        )
+        return Rule(self.equation, self.forward, self.backward, static, self.layout, self.arguments)
 
     own_options: ClassVar[tuple[str, ...]] = ()
 
@@ -114,40 +113,59 @@ class _Call(NamedTuple):
 
     @property
     def examples(self) -> dict[str, Array]:
-        true_class = {"true_class": self["labels"]} if self.loss.has_true_class else {}
-        return self.named(self.loss.example_arguments) | true_class
+        known = {"dead": self.dead} if self.dead is not None else {}
+        if self.loss.has_true_class:
+            known["true_class"] = self["labels"]
+        return self.named(self.loss.example_arguments) | known
+
+    @property
+    def dead(self) -> Array | None:
+        """The examples of which a weight is 0, that of their class included."""
+        c, labels = self["class_weight"], self["labels"]
+        of_class = None if c is None else c[jnp.maximum(labels, 0)]
+        return dead_examples(self["sample_weight"], of_class)
 
     def class_factor(self, count: int) -> Array:
         """c_t of each example; NaN for a label out of range, which makes loss and gradient NaN."""
         ones = jnp.ones(count, self.reduction.accumulator)
         if not self.loss.has_true_class:
             return ones
-        labels, weight = self["labels"], self["class_weight"]
-        c = ones if weight is None else weight[labels]
-        return jnp.where(labels >= 0, c, jnp.nan)
+        labels, c = self["labels"], self["class_weight"]
+        # A factor, not a choice, so that autodiff of the equation finds NaN for class_weight too.
+        known = jnp.where(labels >= 0, ones, jnp.nan)
+        return known if c is None else known * c[jnp.maximum(labels, 0)]
 
     def weight(self, class_factor: Array) -> Array:
         """What an example's loss is multiplied by, beside the cotangent and 1/Σs."""
         s = self["sample_weight"]
         return class_factor if s is None else class_factor * s
 
-    def losses(self, state: dict[str, Any], class_factor: Array) -> Array:
-        """c_t f of each example."""
+    def value(self, state: dict[str, Any]) -> Array:
+        """f of each example; inf where the numbers of a dead one are hidden."""
         f = self.loss.value(state, self.examples)
-        return class_factor * masked(class_factor, f)
+        return f + state["hidden"].value if "hidden" in state else f
+
+    def losses(self, f: Array, class_factor: Array) -> Array:
+        """c_t f; the f of a dead example that overflows is a constant, which c_t = 0 makes 0."""
+        if self.dead is None:
+            return class_factor * f
+        lost = self.dead & ~jnp.isfinite(f)
+        return jnp.where(
+            lost, jnp.where(class_factor == 0, 0, f), class_factor * jnp.where(lost, 0, f)
+        )
 
     def state(self, state: dict[str, Any], needs: frozenset[str]) -> dict[str, Any]:
         """The state with placeholders for what nobody needs: always the same tree."""
-        every = self.loss.kinds(frozenset(self.given) | needs)
+        every = state_kinds(self.loss, self.examples, frozenset(self.given) | needs)
         dtype = self.reduction.accumulator
         return {name: state.get(name, placeholder(kind, dtype)) for name, kind in every.items()}
 
-    def equation(self, scores: Array, penalty: Any = 0.0) -> Array:
+    def equation(self, scores: Array, inputs: Array | None = None, penalty: Any = 0.0) -> Array:
         """The reduced loss, as it is written."""
         data = self.examples | self.named((*self.loss.column_arguments, *self.loss.entry_arguments))
-        f = self.loss.equation(scores, data)
-        c = self.class_factor(scores.shape[0])
-        return self.reduction.value(c * masked(c, f) + penalty, self["sample_weight"])
+        f = spared(lambda s: self.loss.equation(s, data), scores, self.dead, inputs)
+        losses = self.losses(f, self.class_factor(scores.shape[0]))
+        return self.reduction.value(losses + penalty, self["sample_weight"])
 
     def cotangents(
         self,
@@ -157,15 +175,21 @@ class _Call(NamedTuple):
         needs: frozenset[str],
     ) -> dict[str, Array]:
         """Those of the arguments for which the merged state is enough."""
-        scale, weight, found = by_loss * class_factor, self.weight(class_factor), {}
+        scale, dead, found = by_loss * class_factor, self.dead, {}
         for name, partial in self.loss.partials(state, self.examples).items():
             if name in needs:
-                each = scale * masked(weight, partial)
+                each = scale * finite(dead, partial)
                 found[name] = each if name in self.loss.example_arguments else jnp.sum(each)
         if "class_weight" in needs:
             c, labels = self.given["class_weight"], self.given["labels"]
-            f = masked(weight, self.loss.value(state, self.examples))
-            found["class_weight"] = jnp.zeros_like(c).at[labels].add(by_loss * f)
+            each = by_loss * finite(dead, self.value(state))
+            # An example of no class makes all of it NaN; chosen twice, because the derivative of
+            # what is not chosen would be NaN too.
+            bad = labels < 0
+            outside = jnp.sum(jnp.where(bad, jnp.nan * jnp.where(bad, each, 0), 0))
+            found["class_weight"] = (
+                (jnp.zeros_like(c) + outside).at[jnp.maximum(labels, 0)].add(each)
+            )
         return found
 
 
@@ -181,18 +205,20 @@ class _Given(_Form):
 
     def tile(self, call: _Call) -> Any:
         scores, split = call["scores"], call.reduction.split
-        data = Scores(scores, scores, None, call.examples, {}, call.named(call.loss.entry_arguments))
-        return make_tile(scores, data, split.first_column(scores.shape[1]), None, split)
+        data = Scores(
+            scores, scores, None, call.examples, {}, call.named(call.loss.entry_arguments)
+        )
+        return make_tile(call.loss, scores, data, split.first_column(scores.shape[1]), None, split)
 
     def forward(self, *args: Any, wanted: frozenset[str], **static: Any) -> tuple[Array, Any]:
         call = self.call(args, static)
         split = call.reduction.split
-        own = call.loss.state(self.tile(call))
-        state = {name: own[name] for name in call.loss.kinds(wanted)}
+        own = tile_state(call.loss, self.tile(call))
+        state = {name: own[name] for name in state_kinds(call.loss, call.examples, wanted)}
         if split.columns is not None:
             state = {name: merged.over(split.columns) for name, merged in state.items()}
         c = call.class_factor(call["scores"].shape[0])
-        losses = call.losses(state, c)
+        losses = call.losses(call.value(state), c)
         value = call.reduction.value(losses, call["sample_weight"])
         return value, (args, call.state(state, wanted))
 
@@ -200,17 +226,17 @@ class _Given(_Form):
         args, state = residuals
         call = self.call(args, static)
         c = call.class_factor(call["scores"].shape[0])
-        losses = call.losses(state, c)
+        losses = call.losses(call.value(state), c)
         rows, factor = call.reduction.by_losses(ct, losses, call["sample_weight"])
         by_loss = factor * rows
         found = call.cotangents(state, by_loss, c, wanted)
         tile, scale = self.tile(call), by_loss * c
         if "scores" in wanted:
             slopes = tile_slopes(call.loss, tile, state, True)
-            found["scores"] = scaled(scale, masked(call.weight(c), slopes))
+            found["scores"] = scaled(scale, slopes)
         for name, partial in call.loss.tile_partials(tile, state).items():
             if name in wanted:
-                found[name] = scale @ masked(call.weight(c), partial)
+                found[name] = scale @ finite(call.dead, partial)
         if "sample_weight" in wanted:
             found["sample_weight"] = call.reduction.by_sample_weight(
                 ct, losses, call["sample_weight"]
@@ -246,7 +272,7 @@ class _Linear(_Form):
         call = self.call(args, static)
         dtype = call.reduction.accumulator
         scores = linear_scores(call[self.weights], call["inputs"], call[self.bias], dtype)
-        return call.equation(scores, self.penalty(call))
+        return call.equation(scores, call["inputs"], self.penalty(call))
 
     def penalty(self, call: _Call) -> Any:
         """l2 ‖W‖², in an order that stays finite where ‖W‖² alone would overflow."""
@@ -275,7 +301,7 @@ class _Linear(_Form):
         )  # fmt: skip
 
     def at_once(self, call: _Call, plan: Plan) -> bool:
-        """Whether gradients are summed together with the value, to be scaled by the cotangent later.
+        """Whether gradients are summed with the value, to be scaled by the cotangent later.
 
         Without a reduction each example has a cotangent of its own, known only later. And for a
         single tile, computing the scores again (which XLA merges with the first time inside one
@@ -295,7 +321,7 @@ class _Linear(_Form):
             call.loss, data, scale, call.weight(c), plan, needs,
             gradients=bool(wanted) and self.at_once(call, plan), split=reduction.split,
         )  # fmt: skip
-        losses = call.losses(state, c)
+        losses = call.losses(call.value(state), c)
         penalty = self.all_penalty(call)
         value = reduction.value(losses + penalty, call["sample_weight"])
         nothing = jnp.zeros((), scale.dtype)
@@ -311,10 +337,8 @@ class _Linear(_Form):
         reduction, l2 = call.reduction, call["l2"]
         plan = self.plan(call, static["block_size"])
         c = call.class_factor(call["inputs"].shape[0])
-        losses = call.losses(state, c)
-        rows, factor = reduction.by_losses(
-            ct, losses, call["sample_weight"], call["inputs"].dtype
-        )
+        losses = call.losses(call.value(state), c)
+        rows, factor = reduction.by_losses(ct, losses, call["sample_weight"], call["inputs"].dtype)
         by_loss = factor * rows
         found = call.cotangents(state, by_loss, c, wanted)
         needs = frozenset(self.passed.get(name, name) for name in wanted)
@@ -341,4 +365,3 @@ class _Linear(_Form):
                 ct, losses, call["sample_weight"], self.all_penalty(call)
             )
         return tuple(found.get(name) for name in self.arguments)
-

@@ -21,13 +21,25 @@ from jax import lax
 from mcgrad._arrays import Array, product
 from mcgrad._blocks import Block, Plan, loop_over_blocks, read_block, write_block
 from mcgrad._merge import Sum
+from mcgrad._reduction import closed_examples, finite, spare
 from mcgrad._split import WHOLE, Split, vary, varying
 
-__all__ = ["ScoreLoss", "Scores", "Tile", "linear_scores", "make_tile", "masked", "scaled", "sweep", "tile_slopes"]
+__all__ = [
+    "ScoreLoss",
+    "Scores",
+    "Tile",
+    "linear_scores",
+    "make_tile",
+    "scaled",
+    "sweep",
+    "tile_slopes",
+]
 
 # Examples whose slopes are all zero need no products. A tile with few others is compacted to the
 # first of these fractions of its examples that holds them all.
 COMPACTIONS = (16, 4)
+# Sums and differences of numbers below this share of the largest do not overflow.
+SHARE = 2.0**-8
 
 State = dict[str, Any]
 Named = dict[str, Array]
@@ -40,6 +52,7 @@ class Tile(NamedTuple):
     is_true: Array | None  # (examples, columns): the true class
     repeated: Array | None  # (columns,): counted by another tile
     true_scores: Array | None  # s_t, (examples,)
+    hidden: Any  # inf for the dead examples of which the tile hides numbers, else 0
     examples: Named  # (examples,) each
     columns: Named  # (columns,) each
     entries: Named  # (examples, columns) each
@@ -75,6 +88,11 @@ class ScoreLoss:
     column_arguments: ClassVar[tuple[str, ...]] = ()  # (columns,) each
     entry_arguments: ClassVar[tuple[str, ...]] = ()  # (examples, columns) each
     scalar_arguments: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def score_exponent(self) -> float:
+        """Scores up to a share of (the largest number)^exponent have finite terms and slopes."""
+        return 1.0
 
     def equation(self, scores: Array, data: Named) -> Array:
         """f of each example as it is written: to be read, and for autodiff."""
@@ -121,12 +139,16 @@ class ScoreLoss:
 
 
 class Scores(NamedTuple):
-    """Scores as inputs times weights, and the data of the loss."""
+    """Scores as inputs times weights, and the data of the loss.
+
+    Among the data of the examples are the "true_class" of a loss that has one, and which are "dead"
+    where there are weights.
+    """
 
     weights: Array  # (columns, features)
     inputs: Array  # (examples, features)
     bias: Array | None  # (columns,)
-    examples: dict[str, Any]  # (examples,) each; "true_class" where the loss has one
+    examples: dict[str, Any]  # (examples,) each
     columns: Named  # (columns,) each
     entries: Named  # (examples, columns) each
 
@@ -150,13 +172,12 @@ def linear_scores(weights: Array, inputs: Array, bias: Array | None, dtype: Any)
     return scores if bias is None else scores + bias[None]
 
 
-def masked(weight: Array, x: Array) -> Array:
-    """x (examples, ...), with 0 for inf and NaN of examples of weight 0.
-
-    What is finite stays: the derivative with respect to a weight of 0 is x.
-    """
-    weight = weight.reshape(weight.shape + (1,) * (x.ndim - 1))
-    return jnp.where((weight == 0) & ~jnp.isfinite(x), 0, x)
+def close(examples: Named, slopes: Array) -> Array:
+    """The slopes, constant 0 for closed examples: see `closed_examples`."""
+    closed = examples.get("closed")
+    if closed is None:
+        return slopes
+    return jnp.where(closed.reshape(closed.shape + (1,) * (slopes.ndim - 1)), 0, slopes)
 
 
 def scaled(scale: Array, x: Array) -> Array:
@@ -164,15 +185,34 @@ def scaled(scale: Array, x: Array) -> Array:
     return scale.reshape(scale.shape + (1,) * (x.ndim - 1)) * x
 
 
+def spare_scores(loss: ScoreLoss, scores: Array, data: Any) -> tuple[Array, Any, Any]:
+    """Scores and entries of which those of dead examples do not overflow, and what that hides.
+
+    See `spare`.
+    """
+    largest = SHARE * float(jnp.finfo(scores.dtype).max) ** loss.score_exponent
+    dead = data.examples.get("dead")
+    scores, hidden = spare(dead, scores, lambda s: ~(jnp.abs(s) <= largest))
+    entries = {}
+    for name, x in data.entries.items():
+        entries[name], lost = spare(dead, x, lambda x: ~(jnp.abs(x) <= largest))
+        hidden += lost
+    return scores, data._replace(entries=entries), hidden
+
+
 def make_tile(
+    loss: ScoreLoss,
     scores: Array,
     data: Any,
     first: Any = 0,
     repeated: Array | None = None,
     split: Split = WHOLE,
 ) -> Tile:
-    """The tile of scores that begins at column `first` of all; it holds every column of a device
-    unless the true scores are among the data of the examples already."""
+    """The tile of scores that begins at column `first` of all.
+
+    It holds every column of a device, unless the true scores are among the data of the examples.
+    """
+    scores, data, hidden = spare_scores(loss, scores, data)
     labels, true_scores = data.examples.get("true_class"), data.examples.get("true_scores")
     is_true = None
     if labels is not None:
@@ -180,7 +220,22 @@ def make_tile(
         is_true = labels[:, None] == columns[None]
         if true_scores is None:
             true_scores = split.over_columns(jnp.sum(jnp.where(is_true, scores, 0), 1))
-    return Tile(scores, is_true, repeated, true_scores, data.examples, data.columns, data.entries)
+    return Tile(
+        scores, is_true, repeated, true_scores, hidden, data.examples, data.columns, data.entries
+    )
+
+
+def tile_state(loss: ScoreLoss, tile: Tile) -> State:
+    """The state of a tile, with what is hidden of its dead examples."""
+    if tile.examples.get("dead") is None:
+        return loss.state(tile)
+    return loss.state(tile) | {"hidden": Sum(tile.hidden)}
+
+
+def state_kinds(loss: ScoreLoss, examples: Named, needs: frozenset[str]) -> dict[str, Any]:
+    """The fields of the state that the value and these gradients need."""
+    kinds = loss.kinds(needs)
+    return kinds if examples.get("dead") is None else kinds | {"hidden": Sum}
 
 
 def tile_slopes(loss: ScoreLoss, tile: Tile, state: State, true_slope: bool) -> Array:
@@ -208,7 +263,8 @@ def sweep(
 
     Args:
         scale: (examples,), the cotangent of each example's loss.
-        weight: (examples,), what of it is no cotangent: an example of weight 0 adds nothing.
+        weight: (examples,), what of it is no cotangent. An example of weight 0 needs no products,
+            and one of weight NaN does.
         needs: the arguments whose gradient is asked for: "weights", "inputs", "bias", and the
             loss's own.
         gradients: whether to compute them too.
@@ -228,7 +284,7 @@ class _TrueClass(NamedTuple):
     scores: Array  # s_t, (examples,)
 
     @classmethod
-    def of(cls, data: Scores, dtype: Any, split: Split) -> "_TrueClass":
+    def of(cls, loss: ScoreLoss, data: Scores, dtype: Any, split: Split) -> "_TrueClass":
         columns = data.weights.shape[0]
         place = data.examples["true_class"] - split.first_column(columns)
         place = jnp.where((place >= 0) & (place < columns), place, columns)
@@ -236,6 +292,7 @@ class _TrueClass(NamedTuple):
         scores = jnp.einsum("nf,nf->n", data.inputs, weights, preferred_element_type=dtype)
         if data.bias is not None:
             scores += data.bias.at[place].get(mode="fill", fill_value=0)
+        scores, *_ = spare_scores(loss, scores, data._replace(entries={}))
         return cls(place, weights, split.over_columns(scores))
 
     def add(self, sums: Named, slope: Array, inputs: Array) -> Named:
@@ -267,14 +324,20 @@ class _Loop(NamedTuple):
         plan, data, columns = self.plan, self.data, self.split.columns
         true_class, examples = None, data.examples | {"scale": self.scale, "weight": self.weight}
         if self.loss.has_true_class and not self.complete:
-            true_class = _TrueClass.of(data, self.scale.dtype, self.split)
+            true_class = _TrueClass.of(self.loss, data, self.scale.dtype, self.split)
             examples |= {"true_scores": true_class.scores}
+        if examples.get("dead") is not None:
+            examples |= {"closed": closed_examples(examples["dead"], data.inputs)}
         if known is not None:
             # The other fields are placeholders.
-            examples |= {"state": {name: known[name] for name in self.loss.kinds(self.needs)}}
+            examples |= {
+                "state": {
+                    name: known[name] for name in state_kinds(self.loss, examples, self.needs)
+                }
+            }
         loop = self._replace(data=data._replace(examples=examples))
         shapes = self.shapes() if gradients else {}
-        kinds = self.loss.kinds(self.needs) if known is None else {}
+        kinds = state_kinds(self.loss, examples, self.needs) if known is None else {}
         start = (
             {name: self.zeros_of_state(kind) for name, kind in kinds.items()},
             {name: vary(jnp.zeros(shape, self.scale.dtype), varying((data, self.scale)))
@@ -287,8 +350,9 @@ class _Loop(NamedTuple):
         if not self.complete and columns is not None:
             state = {name: merged.over(columns) for name, merged in state.items()}
         if true_class is not None and sums:
-            slope = masked(self.weight, self.loss.true_slope(state, data.examples))
-            sums = true_class.add(sums, self.scale * slope, data.inputs)
+            slope = self.loss.true_slope(state, data.examples)
+            slope = self.scale * close(examples, slope)
+            sums = true_class.add(sums, slope, data.inputs)
         return state, sums
 
     @property
@@ -325,16 +389,14 @@ class _Loop(NamedTuple):
         by_examples, columns = self.plan.by_examples, self.split.columns
         data = self.data.block(block, by_examples)
         scale, weight, repeated = data.examples["scale"], data.examples["weight"], None
-        if block.fresh is not None:
-            again = block.start + jnp.arange(block.size, dtype=jnp.int32) < block.fresh
-            if by_examples:
-                scale, weight = jnp.where(again, 0, scale), jnp.where(again, 0, weight)
-            else:
-                repeated = again
+        if by_examples and block.repeated is not None:
+            scale, weight = (jnp.where(block.repeated, 0, x) for x in (scale, weight))
+        elif not by_examples:
+            repeated = block.repeated
         scores = linear_scores(data.weights, data.inputs, data.bias, scale.dtype)
         first = self.split.first_column(self.data.shape[1]) + (0 if by_examples else block.start)
-        tile = make_tile(scores, data, first, repeated, self.split)
-        own = self.loss.state(tile)
+        tile = make_tile(self.loss, scores, data, first, repeated, self.split)
+        own = tile_state(self.loss, tile)
         state = data.examples.get("state", own)
         if total and by_examples:
             if self.complete and columns is not None:
@@ -346,20 +408,19 @@ class _Loop(NamedTuple):
         if not sums:
             return total, sums
         known = self.complete or "state" in data.examples
-        slopes = scaled(scale, masked(weight, tile_slopes(self.loss, tile, state, known)))
+        slopes = tile_slopes(self.loss, tile, state, known)
+        slopes = scaled(scale, close(data.examples, slopes))
         elsewhere = known and not (self.complete and columns is None)
         active = self.active(own, tile, state if elsewhere else None, weight)
         sums = self.add_products(sums, slopes, active, data, block)
         partials = {
-            name: scaled(scale, masked(weight, partial))
+            name: scaled(scale, finite(data.examples.get("dead"), partial))
             for name, partial in self.loss.tile_partials(tile, state).items()
             if name in sums
         }
         return total, self.add_partials(sums, partials, block)
 
-    def active(
-        self, own: State, tile: Tile, merged: State | None, weight: Array
-    ) -> Array | None:
+    def active(self, own: State, tile: Tile, merged: State | None, weight: Array) -> Array | None:
         """The examples that need products: those with slopes, in fact or by a weight of NaN.
 
         Where `merged` adds up more columns than the tile's, the true class may be the only one.

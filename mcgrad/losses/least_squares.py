@@ -16,7 +16,7 @@ W is (outputs, features), M (features, features) symmetric, C (outputs, features
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,13 @@ from mcgrad._arrays import (
     accumulator,
     check_choice,
     common_dtype,
+    power_of_two,
     product,
     promoted,
 )
 from mcgrad._blocks import check_block_size
 from mcgrad._merge import Sum
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._reduction import Reduction, drop_dead
 from mcgrad._split import automatic
 from mcgrad.losses._linear import linear_rule
@@ -52,6 +53,10 @@ __all__ = [
 @dataclasses.dataclass(frozen=True)
 class _LeastSquares(ScoreLoss):
     entry_arguments = ("targets",)
+
+    @property
+    def score_exponent(self) -> float:
+        return 1 / 2
 
     def equation(self, scores, data) -> Array:
         """f = ‖s - v‖²"""
@@ -190,7 +195,13 @@ class LeastSquaresMoments:
     weight: Array
 
     def __add__(self, other: "LeastSquaresMoments") -> "LeastSquaresMoments":
+        if not isinstance(other, LeastSquaresMoments):
+            return NotImplemented
         return jax.tree.map(jnp.add, self, other)
+
+    def __radd__(self, other: Any) -> "LeastSquaresMoments":
+        """`sum` starts from 0."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
 
 
 export.register_pytree_node_serialization(
@@ -242,6 +253,9 @@ def least_squares_moments(
     targets = axes.real("targets", targets, "*batch outputs")
     if sample_weight is not None:
         sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
+        (sample_weight,) = promoted(
+            accumulator(common_dtype(inputs, targets, sample_weight)), sample_weight
+        )
         sample_weight, inputs, targets = drop_dead(sample_weight, inputs, targets)
     inputs, targets, sample_weight = axes.flatten(inputs, targets, sample_weight)
     return _moments(inputs, targets, sample_weight)
@@ -258,39 +272,53 @@ def _moments(inputs: Array, targets: Array, sample_weight: Array | None) -> Leas
 
 
 def _moment_equation(weights, moments, *, reduction):
-    symmetric = (moments.inputs + moments.inputs.T) / 2
-    total = jnp.sum(weights * (weights @ symmetric - 2 * moments.cross)) + moments.targets
-    return (total * _share(moments, reduction)).astype(reduction.dtype)
+    moments, share, _ = _scaled(moments, reduction)
+    total = jnp.sum(weights * (weights @ moments.inputs - 2 * moments.cross)) + moments.targets
+    return (total * share).astype(reduction.dtype)
 
 
 def _moment_forward(weights, moments, *, reduction):
-    half = product(weights, (moments.inputs + moments.inputs.T) / 2, weights.dtype) - moments.cross
+    moments, share, scale = _scaled(moments, reduction)
+    half = product(weights, moments.inputs, weights.dtype) - moments.cross
     own = jnp.sum(weights * (half - moments.cross))
     total = reduction.split.over_columns(own) + moments.targets
-    value = total * _share(moments, reduction)
-    return value.astype(reduction.dtype), (weights, moments, half, total)
+    value = total * share
+    return value.astype(reduction.dtype), (weights, half, total, share, scale)
 
 
 def _moment_backward(residuals, ct, *, reduction):
-    weights, moments, half, total = residuals
-    share = _share(moments, reduction)
-    ct = ct.astype(weights.dtype)
-    each = ct * share
+    weights, half, total, share, scale = residuals
+    each = ct.astype(weights.dtype) * share
     by_moments = LeastSquaresMoments(
-        inputs=each * (weights.T @ weights),  # WᵀW
-        cross=-2 * each * weights,  # -2 W
-        targets=each,
-        weight=-each * (share * total) if reduction.name == "mean" else 0 * each,
+        inputs=(each * weights).T @ weights / scale,  # WᵀW
+        cross=-2 * each * weights / scale,  # -2 W
+        targets=each / scale,
+        weight=-each * (share * total) / scale if reduction.name == "mean" else 0 * each,
     )
     return 2 * each * half, by_moments  # 2 (W M - C)
 
 
-def _share(moments: LeastSquaresMoments, reduction: Reduction) -> Array:
-    """1, or 1/Σs for a mean (0 where Σs = 0)."""
-    if reduction.name == "sum":
-        return jnp.ones_like(moments.weight)
+# Sums of weights beyond the inverse of this are scaled down: their moments may be near overflow.
+LARGE = 2.0**-64
+
+
+def _scaled(
+    moments: LeastSquaresMoments, reduction: Reduction
+) -> tuple[LeastSquaresMoments, Array, Array]:
+    """The moments / scale, M symmetric; 1/Σs of these (0 where Σs = 0), or 1; and the scale.
+
+    A mean does not depend on the scale of large moments, nor is it lost with their sum.
+    """
+    mean, scale = reduction.name == "mean", jnp.ones_like(moments.weight)
+    if mean:
+        scale = jnp.maximum(power_of_two(LARGE * moments.weight), scale)
+    moments = jax.tree.map(lambda moment: moment / scale, moments)
+    symmetric = moments.inputs / 2 + moments.inputs.T / 2
     empty = moments.weight == 0
-    return jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
+    share = jnp.where(empty, 0, 1 / jnp.where(empty, 1, moments.weight))
+    # Of weights whose own sum has overflowed no mean is known.
+    share = jnp.where(jnp.isfinite(moments.weight), share, jnp.nan)
+    return dataclasses.replace(moments, inputs=symmetric), share if mean else scale, scale
 
 
 def _moment_draw(key, batch, dtype, *, smooth):

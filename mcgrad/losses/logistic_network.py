@@ -29,10 +29,11 @@ from mcgrad._arrays import (
     concrete,
     promoted,
     require,
+    rounded,
 )
 from mcgrad._blocks import check_block_size
 from mcgrad._merge import Sum
-from mcgrad._pairing import public
+from mcgrad._modes import public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction, drop_dead
 from mcgrad.losses._linear import linear_rule
@@ -54,7 +55,7 @@ class Activation(NamedTuple):
 
 ACTIVATIONS = {
     "sigmoid": Activation(jax.nn.sigmoid, lambda z: jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)),
-    "tanh": Activation(jnp.tanh, lambda z: 1 / jnp.square(jnp.cosh(z))),
+    "tanh": Activation(jnp.tanh, lambda z: 4 * jax.nn.sigmoid(2 * z) * jax.nn.sigmoid(-2 * z)),
     "softplus": Activation(jax.nn.softplus, jax.nn.sigmoid),
     "identity": Activation(lambda z: z, jnp.ones_like),
 }
@@ -229,9 +230,7 @@ def logistic_network_loss(
     hidden_bias = axes.real("hidden_bias", hidden_bias, "hidden")
     output_weights = axes.real("output_weights", output_weights, "hidden")
     inputs = axes.real("inputs", inputs, "*batch features")
-    if jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-        labels = jnp.asarray(labels).astype(inputs.dtype)
-    labels = axes.real("labels", labels, "*batch")
+    labels = axes.number("labels", labels, "*batch", " (labels are -1 or +1)")
     if not isinstance(activation, Activation):
         names = (*ACTIVATIONS, "relu")
         known = isinstance(activation, str) and activation in names
@@ -253,12 +252,13 @@ def logistic_network_loss(
         sample_weight, inputs, labels = drop_dead(sample_weight, inputs, labels)
     inputs, labels, sample_weight = axes.flatten(inputs, labels, sample_weight)
     hidden_weights, inputs = promoted(common_dtype(hidden_weights, inputs), hidden_weights, inputs)
+    hidden_bias, output_weights, labels, sample_weight = promoted(
+        over.accumulator, hidden_bias, output_weights, labels, sample_weight
+    )
     # A penalty that is absent need not read the weights.
     penalty = None if isinstance(l2, float) and l2 == 0 else l2
-    hidden_bias, output_weights, labels, output_bias, l2, mu, sample_weight = promoted(
-        over.accumulator, hidden_bias, output_weights, labels, output_bias, penalty, mu,
-        sample_weight,
-    )  # fmt: skip
+    output_bias, l2 = rounded(over.accumulator, output_bias=output_bias, l2=penalty)
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = (
         hidden_weights, hidden_bias, output_weights, inputs, labels,
         output_bias, l2, mu, sample_weight,
@@ -271,6 +271,9 @@ def _checked_labels(labels: Array, sample_weight: Array | None) -> Array:
     if numbers is not None and (sample_weight is None or weights is not None):
         wrong = np.abs(numbers.astype(np.float32)) != 1
         wrong &= True if weights is None else weights != 0
-        require(not wrong.any(), "labels", "-1 or +1", numbers[wrong][:1].tolist())
+        binary = np.all((numbers == 0) | (numbers == 1))
+        hint = " (2 * labels - 1 is -1 or +1 for labels of 0 and 1)" if binary else ""
+        require(not wrong.any(), "labels", "-1 or +1", f"{numbers[wrong][:1].tolist()}{hint}")
+        return labels
     near = jnp.abs(jnp.abs(labels) - 1) <= TRACED_LABEL_RANGE
-    return jnp.where(near, labels, jnp.nan)
+    return labels * jnp.where(near, 1.0, jnp.nan)

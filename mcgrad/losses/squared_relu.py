@@ -9,6 +9,7 @@ jumps, at 0. relu(X) is (sign(X) + J)/2 ⊙ X, with J all ones: the factor alone
 the unit step and not the ReLU.
 """
 
+import operator
 from typing import Any
 
 import jax
@@ -21,12 +22,13 @@ from mcgrad._arrays import (
     Axes,
     Float,
     accumulator,
+    as_array,
     common_dtype,
-    promoted,
     require,
+    rounded,
 )
 from mcgrad._blocks import Block, device, even, loop_over_blocks, read_block, write_block
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction
 from mcgrad._split import Split, zeros
@@ -54,10 +56,9 @@ def _forward(x, mu, where, *, axis, reduction, wanted):
         sums["mu"] = zeros((), accumulator(dtype), entries)
 
     def body(sums: dict[str, Array], block: Block) -> dict[str, Array]:
-        mask = None if counted is None else read_block(counted, block)
-        if block.fresh is not None:
-            first = block.start + jnp.arange(block.size, dtype=jnp.int32) >= block.fresh
-            mask = first if mask is None else mask & first
+        mask, repeated = None if counted is None else read_block(counted, block), block.repeated
+        if repeated is not None:
+            mask = ~repeated if mask is None else mask & ~repeated
         x = _counted(read_block(entries, block), mask, dtype)
         a = ramp(x, mu)
         new = {"value": sums["value"] + jnp.vdot(a, a)}
@@ -100,6 +101,16 @@ def _counted(x: Array, where: Array | None, dtype: Any) -> Array:
     """The entries that count, the others 0, where value and slope are."""
     x = x.astype(accumulator(dtype))
     return x if where is None else jnp.where(where, x, 0)
+
+
+def _axis(axis: Any) -> int:
+    """An axis as an int; True and False count nothing."""
+    try:
+        if not isinstance(axis, bool):
+            return operator.index(axis)
+    except TypeError:
+        pass
+    raise TypeError(f"axis: expected an int, a tuple of ints or None; got {axis!r}")
 
 
 def _draw(key, batch, dtype, *, smooth):
@@ -167,10 +178,10 @@ def squared_relu_norm(
 
     Raises:
         ValueError: an axis, range or shape is wrong.
-        TypeError: a dtype is wrong.
+        TypeError: a dtype is wrong, or an axis is no int.
 
     Cost: one pass over x for the value and one for the gradient, or one for both with `mu`. Over
-    all axes there are no temporaries of x's size.
+    all axes there are no temporaries of x's size, except with `mu` from 2³² entries on.
 
     Example:
         >>> x = jnp.array([[1.0, -2.0], [0.0, 3.0]])
@@ -188,19 +199,22 @@ def squared_relu_norm(
     x = axes.real("x", x, "*shape")
     mu = None if mu is None else axes.scalar("mu", mu, above=0)
     if axis is not None:
-        given = (axis,) if isinstance(axis, int) else tuple(axis)
+        given = tuple(map(_axis, axis if isinstance(axis, tuple | list) else (axis,)))
         fits = all(-x.ndim <= i < x.ndim for i in given)
         require(fits, "axis", f"axes from {-x.ndim} to {x.ndim - 1}", axis)
         axis = tuple(sorted(i % x.ndim for i in given))
         require(len(set(axis)) == len(axis), "axis", "each axis once", given)
+    elif x.size >= 2**32:
+        # No index reaches all entries in a row: they are summed as one array, not in blocks.
+        axis = tuple(range(x.ndim))
     if where is not None:
-        where = jnp.asarray(where)
-        if where.dtype != bool:
-            raise TypeError(f"where: expected a boolean dtype; got {where.dtype}")
+        mask = as_array("where", where)
+        if mask.dtype != bool:
+            raise TypeError(f"where: expected a boolean dtype; got {mask.dtype}")
         try:
-            where = jnp.broadcast_to(where, x.shape)
+            where = jnp.broadcast_to(mask, x.shape)
         except ValueError:
-            require(False, "where", f"a shape that broadcasts to {x.shape}", f"shape {where.shape}")
+            require(False, "where", f"a shape that broadcasts to {x.shape}", f"shape {mask.shape}")
     dtype = common_dtype(x, mu)
-    (mu,) = promoted(accumulator(dtype), mu)
+    (mu,) = rounded(accumulator(dtype), limits=True, mu=mu)
     return (x, mu, where), {"axis": axis, "reduction": Reduction("sum", None, dtype)}

@@ -25,29 +25,44 @@ from mcgrad._arrays import (
     Axes,
     Float,
     accumulator,
+    as_array,
     common_dtype,
     concrete,
+    power_of_two,
     promoted,
     require,
+    rounded,
 )
-from mcgrad._pairing import Rule, public
+from mcgrad._modes import Rule, public
 from mcgrad._reduction import Reduction
 from mcgrad._split import automatic
 
 __all__ = ["optimal_task_covariance", "task_covariance_penalty"]
 
-# An asymmetry below the first of these, relative to the largest entry, is rounding. Under a trace
-# nothing can be raised: there a covariance becomes NaN beyond the second, which lets through the
-# small steps of a difference quotient, on which the symmetric part is what is meant.
-ASYMMETRY, TRACED_ASYMMETRY = 1e-3, 0.25
+# An asymmetry is rounding up to the first of these, relative to the two entries, or up to the
+# second, relative to the largest that a positive definite matrix can have in their place. Under a
+# trace nothing can be raised: there a covariance becomes NaN beyond the third instead of the
+# second, which lets through the small steps of a difference quotient, on which the symmetric part
+# is what is meant.
+OF_ENTRY, OF_SCALE, OF_TRACED_SCALE = 1e-3, 1e-5, 1e-2
+
+
+def _is_symmetric(covariance: Any, of_scale: float) -> Any:
+    """Whether no pair of entries differs by more than rounding, on a scale of its own.
+
+    |Omega_ij| <= (Omega_ii Omega_jj)^{1/2}: a block may be small beside the others.
+    """
+    skew, size = abs(covariance - covariance.T), abs(covariance) + abs(covariance.T)
+    roots = abs(covariance.diagonal()) ** 0.5
+    scale = roots[:, None] * roots[None]
+    return (skew <= OF_ENTRY * size + of_scale * scale).all()
 
 
 def _equation(weights, covariance, ridge, coupling, *, reduction):
-    plain, coupled = (
-        jnp.sum(jnp.square(weights)),
-        jnp.sum(jnp.square(_half(weights, covariance)[0])),
-    )
-    return (ridge / 2 * plain + coupling / 2 * coupled).astype(reduction.dtype)
+    y, _ = _half(weights, covariance)
+    # In an order that is finite where ‖W‖² and ‖Y‖² alone would overflow.
+    terms = jnp.sum(ridge / 2 * weights * weights) + jnp.sum(coupling / 2 * y * y)
+    return terms.astype(reduction.dtype)
 
 
 def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
@@ -56,10 +71,9 @@ def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
         factor = jnp.sqrt(jnp.where(covariance > 0, covariance, jnp.nan))
         return weights.T / factor[:, None], factor
     transpose = covariance.T
-    skew = jnp.max(jnp.abs(covariance - transpose), initial=0)
-    symmetric = skew <= TRACED_ASYMMETRY * jnp.max(jnp.abs(covariance), initial=0)
+    symmetric = _is_symmetric(covariance, OF_TRACED_SCALE)
     factor = jnp.linalg.cholesky(
-        jnp.where(symmetric, (covariance + transpose) / 2, jnp.nan), symmetrize_input=False
+        jnp.where(symmetric, covariance / 2 + transpose / 2, jnp.nan), symmetrize_input=False
     )
     return solve_triangular(factor, weights.T, lower=True), factor
 
@@ -84,11 +98,11 @@ def _backward(residuals, ct, *, wanted):
     ct = ct.astype(weights.dtype)
     by_covariance = None
     if "covariance" in wanted:
-        squares = jnp.sum(s * s, 0) if covariance.ndim == 1 else s.T @ s
-        by_covariance = -(ct * coupling / 2) * squares  # -(coupling/2) SᵀS
+        scaled = -(ct * coupling / 2) * s
+        by_covariance = jnp.sum(scaled * s, 0) if covariance.ndim == 1 else scaled.T @ s
     return (
         ct * ridge * weights + ct * coupling * s,  # ridge W + coupling S
-        by_covariance,
+        by_covariance,  # -(coupling/2) SᵀS
         ct * jnp.sum(jnp.square(weights)) / 2,
         ct * half,
     )
@@ -159,31 +173,37 @@ def task_covariance_penalty(
     """
     axes = Axes()
     weights = axes.real("weights", weights, "features tasks")
+    covariance = as_array("covariance", covariance)
     diagonal = np.ndim(covariance) == 1
     covariance = axes.real("covariance", covariance, "tasks" if diagonal else "tasks tasks")
     ridge = axes.scalar("ridge", ridge, least=0)
     coupling = axes.scalar("coupling", coupling, least=0)
     _check_covariance(concrete(covariance))
     dtype = common_dtype(weights, covariance, ridge, coupling)
-    args = promoted(accumulator(dtype), weights, covariance, ridge, coupling)
-    return tuple(args), {"reduction": Reduction("sum", None, dtype)}
+    weights, covariance = promoted(accumulator(dtype), weights, covariance)
+    ridge, coupling = rounded(accumulator(dtype), ridge=ridge, coupling=coupling)
+    return (weights, covariance, ridge, coupling), {"reduction": Reduction("sum", None, dtype)}
 
 
 def _check_covariance(numbers: np.ndarray | None) -> None:
     if numbers is None or not numbers.size:
         return
+    of_scale = max(OF_SCALE, float(jnp.finfo(numbers.dtype).eps))
     numbers = numbers.astype(np.promote_types(numbers.dtype, np.float32))
     if numbers.ndim == 1:
         least = numbers.min()
         require(least > 0, "covariance", "a positive diagonal", f"the entry {least}")
         return
     skew = np.abs(numbers - numbers.T).max()
-    bound = ASYMMETRY * np.abs(numbers).max()
-    require(skew <= bound, "covariance", "a symmetric matrix", f"an asymmetry of {skew}")
+    triangular = not np.tril(numbers, -1).any() or not np.triu(numbers, 1).any()
+    hint = " (L @ L.T is the covariance of a Cholesky factor L)" if triangular else ""
+    symmetric = _is_symmetric(numbers, of_scale)
+    require(symmetric, "covariance", "a symmetric matrix", f"an asymmetry of {skew}{hint}")
+    mean = numbers / 2 + numbers.T / 2
     try:
-        np.linalg.cholesky((numbers + numbers.T) / 2)
+        np.linalg.cholesky(mean)
     except np.linalg.LinAlgError:
-        least = np.linalg.eigvalsh((numbers + numbers.T) / 2)[0]
+        least = np.linalg.eigvalsh(mean)[0]
         require(False, "covariance", "a positive definite matrix", f"the eigenvalue {least}")
 
 
@@ -224,19 +244,23 @@ def optimal_task_covariance(
     axes = Axes()
     weights = axes.real("weights", weights, "features tasks")
     jitter = axes.scalar("jitter", jitter, least=0)
-    (jitter,) = promoted(accumulator(weights), jitter)
-    return _optimal(weights, jitter)
+    # The root of a number may be in the range of the dtype where the number is not.
+    root = jitter**0.5 if isinstance(jitter, float) else jnp.sqrt(jitter)
+    return _optimal(weights, *rounded(accumulator(weights), jitter=root))
 
 
 @jax.jit
 @automatic
-def _optimal(weights: Array, jitter: Array) -> Array:
+def _optimal(weights: Array, root_jitter: Array) -> Array:
+    # Omega is that of W and sqrt(jitter) divided by any number, which here keeps squares in range.
+    scaled = weights.astype(root_jitter.dtype)
+    size = power_of_two(jnp.maximum(jnp.max(jnp.abs(scaled), initial=0), root_jitter))
+    scaled, scale = scaled / size, root_jitter / size
     # From W itself: WᵀW would square the condition number.
-    _, values, rows = jnp.linalg.svd(weights.astype(jitter.dtype), full_matrices=False)
-    scale = jnp.sqrt(jitter)
-    roots = jnp.sqrt(jnp.square(values) + jitter)
+    _, values, rows = jnp.linalg.svd(scaled, full_matrices=False)
+    roots = jnp.sqrt(jnp.square(values) + jnp.square(scale))
     tasks = weights.shape[1]
-    root = (rows.T * (roots - scale)) @ rows + scale * jnp.eye(tasks, dtype=rows.dtype)
+    root = (rows.T * (roots - scale)[None]) @ rows + scale * jnp.eye(tasks, dtype=rows.dtype)
     trace = jnp.sum(roots - scale) + tasks * scale
     flat = jnp.eye(tasks, dtype=rows.dtype) / tasks
     return jnp.where(trace == 0, flat, root / jnp.where(trace == 0, 1, trace)).astype(weights.dtype)

@@ -31,10 +31,11 @@ from mcgrad._arrays import (
     check_choice,
     common_dtype,
     promoted,
+    rounded,
 )
 from mcgrad._blocks import check_block_size
 from mcgrad._merge import Sum
-from mcgrad._pairing import public
+from mcgrad._modes import public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction, drop_dead
 from mcgrad.losses._linear import linear_rule, score_rule
@@ -51,6 +52,10 @@ class _WestonWatkins(ScoreLoss):
     margin: Array
     mu: Array | None
     power: int
+
+    @property
+    def score_exponent(self) -> float:
+        return 1 / self.power
 
     def equation(self, scores, data) -> Array:
         """f = Σ_{j≠t} a(s_j - s_t + margin)^power"""
@@ -101,13 +106,14 @@ class _WestonWatkins(ScoreLoss):
 def _options(axes, labels, margin, mu, power, class_weight, sample_weight):
     """The arguments that both public functions share, checked."""
     check_choice("power", power, (1, 2))
+    labels = axes.integers("labels", labels, "*batch")
     margin = axes.scalar("margin", margin)
     mu = None if mu is None else axes.scalar("mu", mu, above=0)
     if class_weight is not None:
         class_weight = axes.nonnegative("class_weight", class_weight, "classes")
     if sample_weight is not None:
         sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
-    labels = axes.classes("labels", labels, "*batch", sample_weight)
+    labels = axes.classes("labels", labels, sample_weight)
     return labels, margin, mu, class_weight, sample_weight
 
 
@@ -210,9 +216,11 @@ def weston_watkins_loss(
     if sample_weight is not None:
         sample_weight, scores, labels = drop_dead(sample_weight, scores, labels)
     scores, labels, sample_weight = axes.flatten(scores, labels, sample_weight)
-    margin, mu, class_weight, sample_weight, scores = promoted(
-        over.accumulator, margin, mu, class_weight, sample_weight, scores
+    class_weight, sample_weight, scores = promoted(
+        over.accumulator, class_weight, sample_weight, scores
     )
+    (margin,) = rounded(over.accumulator, margin=margin)
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = scores, labels, margin, mu, class_weight, sample_weight
     return args, {"power": power, "reduction": over}
 
@@ -325,8 +333,10 @@ def linear_weston_watkins_loss(
     weights, inputs = promoted(common_dtype(weights, inputs), weights, inputs)
     # A penalty that is absent need not read the weights.
     penalty = None if isinstance(l2, float) and l2 == 0 else l2
-    bias, margin, l2, mu, class_weight, sample_weight = promoted(
-        over.accumulator, bias, margin, penalty, mu, class_weight, sample_weight
+    bias, class_weight, sample_weight = promoted(
+        over.accumulator, bias, class_weight, sample_weight
     )
+    margin, l2 = rounded(over.accumulator, margin=margin, l2=penalty)
+    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
     args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
     return args, {"power": power, "reduction": over, "block_size": block_size}

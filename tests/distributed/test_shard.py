@@ -294,7 +294,7 @@ def test_sharded_arguments_alone_are_right(name, kind):
     case, mesh = CASES[name], make_mesh((2, 4), KINDS[kind])
     for face in (case.loss, mcgrad.forward_mode(case.loss), mcgrad.plain(case.loss)):
         value, gradients = value_and_gradients(case, face)(placed(case, mesh))
-        if face.__class__ is not mcgrad.plain(case.loss).__class__ or face.face != "plain":
+        if face.__class__ is not mcgrad.plain(case.loss).__class__ or face.mode != "plain":
             assert_same(case, (value, gradients), on_one_device(name))
         else:
             expected = on_one_device(name)
