@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mcgrad._pairing import plain
+from mcgrad._modes import plain
 from mcgrad.checking._checks import CHECKS as _CHECKS
 from mcgrad.checking._checks import check_reference
 from mcgrad.checking._report import CheckSummary, Finding, GradientReport, aligned
