@@ -1,14 +1,18 @@
 """The gradient checker: it returns a report and prints nothing."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
+from mcgrad._modes import plain
 from mcgrad.checking._checks import CHECKS as _CHECKS
+from mcgrad.checking._checks import check_reference
 from mcgrad.checking._report import CheckSummary, Finding, GradientReport, aligned
 from mcgrad.checking._run import Run
-from mcgrad.checking._subject import Subject
+from mcgrad.checking._subject import Subject, attempt
 
 __all__ = ["CHECKS", "CheckSummary", "Finding", "GradientReport", "aligned", "check_gradients"]
 
@@ -42,12 +46,23 @@ def check_gradients(
     in float64 with an estimate of its own error; the gradient g must give it as <g, d>. The
     directions are every coordinate of every argument where that is affordable, else one random
     direction per block of each argument, sampled coordinates, and random directions through all
-    arguments at once. What this could not judge is listed under `not_covered`.
+    arguments at once. What this could not judge is listed under `not_covered`; a report of a
+    gradient that could not be judged at all is not `ok`.
+
+    Where float64 would change the function, it is compared in its own dtype, with the accuracy of
+    that dtype, and the report says so: where it draws random numbers that are others in float64,
+    and where it calls the host (`jax.pure_callback` and its like), whose threads may not have
+    float64 turned on. Neither is seen in a function that cannot be traced.
+
+    Inputs at which only the checker evaluates the function may lie outside its domain: an error
+    there is reported as not covered. `jax.debug_nans` is off meanwhile.
 
     The checks, by the names in `CHECKS`:
 
     - ``value``: the value that comes with a gradient is the value of the function.
-    - ``reference``: value and gradient are those of `reference`, by autodiff.
+    - ``reference``: value and gradient are those of `reference`, by autodiff. A pair (a loss of
+      this library, or one made by `mcgrad.pair`, also inside `jax.jit` or `functools.partial`) has
+      its own equation for a reference, where that is finite, unless another one is given.
     - ``differences``: the gradient agrees with differences.
     - ``kinks``: at a kink it lies between the one-sided derivatives.
     - ``coverage``: no argument has a zero gradient while the function moves with it.
@@ -70,7 +85,8 @@ def check_gradients(
             For parameters that have the name of an option below, use `functools.partial`.
         *args: its arguments. Float arrays and Python floats in them are differentiated; integer and
             boolean arrays are held fixed; anything else belongs to the function.
-        reference: a function of the same arguments that is right.
+        reference: a function of the same arguments that is right; by default, the equation of a
+            pair.
         argnums: which positional arguments to differentiate; by default all with floats.
         argnames: which keyword arguments to differentiate, Python floats included; by default all
             float arrays among them.
@@ -87,14 +103,17 @@ def check_gradients(
         **kwargs: keyword arguments of `fun`.
 
     Returns:
-        A `GradientReport`: `.ok`, `.findings`, `str()`, `.to_dict()`, `.raise_for_findings()`.
+        A `GradientReport`: `.ok`, `.findings`, `.judged`, `str()`, `.to_dict()`,
+        `.raise_for_findings()`.
 
     Raises:
         ValueError: an option is not one of those above, or there is nothing to differentiate.
         Exception: whatever `fun` itself raises for these arguments.
 
-    The cost is about ten compilations of the gradient, and 13 evaluations per direction. Compiled
-    programs are kept: another check of the same function on the same shapes is quick. float64 is
+    The cost is about ten compilations of the gradient, and 13 evaluations per direction. Nothing is
+    kept for the next check, for by then the function may do something else: a rule was given again,
+    or an attribute or a variable that it reads has changed. JAX itself keeps what it has traced for
+    a function inside `jax.jit` or a pair: such a function is judged as JAX runs it. float64 is
     turned on for the checker's own evaluations only.
 
     Example:
@@ -109,14 +128,30 @@ def check_gradients(
         >>> report.findings[0].place, report.findings[0].diagnosis
         ('x[2]', 'off by the constant factor 1/2')
     """
-    run_names = _names(checks, skip, order)
+    equation = _equation(fun) if reference is None else None
+    right = reference or equation
+    names = _names(checks, {skip} if isinstance(skip, str) else set(skip), order, right is not None)
     modes = _modes(modes)
-    with np.errstate(all="ignore"):  # a number that is not finite is reported, not warned of
-        subject = Subject(fun, args, kwargs, argnums, argnames)
-        other = None if reference is None else Subject(reference, args, kwargs, argnums, argnames)
-        run = Run(subject, run_names, modes, directions, full, seed, rtol)
-        for check in dict.fromkeys(_CHECKS[name] for name in run_names):
-            check(run, other) if check is _CHECKS["reference"] else check(run)
+    subject = Subject(fun, args, kwargs, argnums, argnames)
+    other, problem = None, ""
+    if "reference" in names and right is not None:
+        make = functools.partial(Subject, right, args, kwargs, argnums, argnames)
+        other, problem = (make(), "") if equation is None else attempt(make)
+    if problem:
+        subject.notes.append(f"reference: the equation of the pair fails ({problem})")
+    # What is not finite is reported, not warned of, and a key is used in every evaluation.
+    with (
+        np.errstate(all="ignore"),
+        jax.debug_nans(False),
+        jax.debug_infs(False),
+        jax.debug_key_reuse(False),
+    ):
+        run = Run(subject, names, modes, directions, full, seed, rtol)
+        for check in dict.fromkeys(_CHECKS[name] for name in names):
+            if check is not check_reference:
+                check(run)
+            elif other is not None:
+                check_reference(run, other, is_given=equation is None)
     order_of = {name: place for place, name in enumerate(CHECKS)}
     findings = sorted(run.findings, key=lambda finding: order_of[finding.check])
     return GradientReport(
@@ -125,14 +160,30 @@ def check_gradients(
         tuple(findings),
         run.summaries(CHECKS),
         tuple(run.kinks),
-        tuple(run.notes),
+        run.not_covered(),
+        run.judged,
     )
 
 
-def _names(checks: Iterable[str] | None, skip: Iterable[str], order: int) -> list[str]:
+def _equation(fun: Any) -> Callable[..., Any] | None:
+    """The equation of a pair, also inside `jax.jit` or `functools.partial`; of others None."""
+    if isinstance(fun, functools.partial):
+        inner = _equation(fun.func)
+        return inner and functools.partial(inner, *fun.args, **fun.keywords)
+    if isinstance(fun, jax.stages.Wrapped):
+        return _equation(getattr(fun, "__wrapped__", None))
+    try:
+        equation = plain(fun)
+    except TypeError:
+        return None
+    return None if equation == fun else equation
+
+
+def _names(
+    checks: Iterable[str] | None, skip: set[str], order: int, has_reference: bool
+) -> list[str]:
     if order not in (1, 2):
         raise ValueError(f"order: expected 1 or 2; got {order}")
-    skip = {skip} if isinstance(skip, str) else set(skip)
     chosen = set(CHECKS if checks is None else [checks] if isinstance(checks, str) else checks)
     for argument, given in (("checks", chosen), ("skip", skip)):
         unknown = given - set(CHECKS)
@@ -142,6 +193,8 @@ def _names(checks: Iterable[str] | None, skip: Iterable[str], order: int) -> lis
             )
     if order == 1:
         skip = skip | {"second_order"}
+    if not has_reference:
+        skip = skip | {"reference"}
     return [name for name in CHECKS if name in chosen - skip]
 
 

@@ -11,7 +11,7 @@ series. A ladder of steps is tried; the error of a rung is the largest of
 - how far its extrapolation lies from the one of the coarser rung (truncation),
 - how far the finer rungs scatter around it: scaled to its step where it can be rounding, however
   that arises, in full where it is too much for that (the coarse rungs then missed something),
-- the rounding of the value itself,
+- the rounding and the underflow of the value itself,
 
 and the rung with the least error is taken. At a kink the two one-sided limits differ, and that
 difference does not shrink with t: the derivative is then an interval.
@@ -26,9 +26,10 @@ __all__ = ["Ladder", "Slope", "slope"]
 
 @dataclass(frozen=True)
 class Ladder:
-    """The steps, for a function whose values carry a relative rounding error `eps`."""
+    """The steps, for values with a relative rounding error `eps`; below `least` they underflow."""
 
     eps: float
+    least: float = 0.0
     shrink: float = 1.0
     rungs: int = 6
 
@@ -50,12 +51,16 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Slope:
-    """A directional derivative: `low` = `high` unless there is a kink, each within `error`."""
+    """A directional derivative: `low` = `high` unless there is a kink, each within `error`.
+
+    `size` is that of the largest value on the way, or of one that has all its digits.
+    """
 
     low: float
     high: float
     error: float
     kink: bool
+    size: float
 
     def distance(self, slope: float) -> float:
         """How far a proposed derivative lies outside the interval."""
@@ -75,9 +80,10 @@ def slope(values: np.ndarray, ladder: Ladder) -> Slope:
     """
     t, r = ladder.steps[:, None], ladder.ratio
     middle, right, left = values[0], values[1::2], values[2::2]
+    size = np.max(np.abs(values), 0, where=np.isfinite(values), initial=0.0)
     central = (right - left) / (2 * t)
     right_slope, left_slope = (right - middle) / t, (middle - left) / t
-    rounding = 4 * ladder.eps * np.abs(values).max(0) / t
+    rounding = 4 * (ladder.eps * size + ladder.least) / t
     extrapolated = (r * r * central[1:] - central[:-1]) / (r * r - 1)
     sides = [(r * side[1:] - side[:-1]) / (r - 1) for side in (right_slope, left_slope)]
 
@@ -89,7 +95,7 @@ def slope(values: np.ndarray, ladder: Ladder) -> Slope:
     rung_error = np.where(kinked, side_error, rung_error) + rounding[2:]
     for finer in range(3, ladder.rungs):
         scatter = np.abs(central[finer] - extrapolated[1 : finer - 1])
-        believable = scatter * t[finer] <= np.sqrt(ladder.eps) * np.abs(values).max(0)
+        believable = scatter * t[finer] <= np.sqrt(ladder.eps) * size + ladder.least
         scatter = np.where(believable, scatter * t[finer] / t[2:finer], scatter)
         rung_error[: finer - 2] = np.fmax(rung_error[: finer - 2], scatter)
     rung_error = np.where(np.isfinite(rung_error), rung_error, np.inf)
@@ -98,6 +104,5 @@ def slope(values: np.ndarray, ladder: Ladder) -> Slope:
     kink = kinked[best]
     low = np.where(kink, low[best], extrapolated[1:][best])
     high = np.where(kink, high[best], extrapolated[1:][best])
-    return Slope(
-        float(low.sum()), float(high.sum()), float(rung_error[best].sum()), bool(kink.any())
-    )
+    error, size = float(rung_error[best].sum()), float(size.sum()) + ladder.least / ladder.eps
+    return Slope(float(low.sum()), float(high.sum()), error, bool(kink.any()), size)

@@ -12,7 +12,7 @@ from mcgrad.checking._judging import (
     judge_leaf,
     numbers,
     pushed,
-    ratio,
+    record,
 )
 from mcgrad.checking._run import Run
 
@@ -27,7 +27,6 @@ def check_differences(run: Run) -> None:
     """The gradient against differences: joint directions, blocks of each argument, entries."""
     if not (run.has_reverse or run.has_forward):
         return
-    run.counts |= {"kinks": 0, "coverage": len(run.leaves)}
     entries = sum(x.size for x in run.point)
     limit = FULL if run.programs.is_compiled else FULL // 16
     small = entries <= limit and entries * run.subject.outputs <= limit**2
@@ -52,8 +51,11 @@ def check_differences(run: Run) -> None:
             coordinates[i] |= {int(k): judge_entry(run, i, k) for k in _around(run, i, k)}
         if wrong:
             _report_wrong(run, i, wrong, coordinates[i], expected, full)
-        for j in [*(j for _, j in judged[i]), *coordinates[i].values()]:
-            run.count("differences", ratio(j), 1.0)
+        everything = [*(j for _, j in judged[i]), *coordinates[i].values()]
+        for check in ("differences", "kinks"):
+            record(run, check, *everything)
+        if any(j.is_judged for j in everything):
+            run.count("coverage", 0.0, 1.0)
         _note_kinks_and_gaps(run, i, judged[i], coordinates[i], full)
     if not any_wrong:
         _judge_joint(run)
@@ -72,7 +74,7 @@ def _judge_directions(run: Run, i: int) -> list[tuple[np.ndarray, Judgement]]:
 
 def _judge_joint(run: Run) -> None:
     """Random directions through all arguments at once."""
-    for _ in range(run.directions):
+    for _ in range(run.directions if any(x.any() for x in run.scales) else 0):
         direction = [run.random.normal(size=x.shape) * x for x in run.scales]
         if run.has_reverse:
             products = [g * d for g, d in zip(run.gradient, direction, strict=True)]
@@ -81,7 +83,7 @@ def _judge_joint(run: Run) -> None:
         else:
             predicted, scale = pushed(run, direction, run.weights)
         j = judge(run, direction, predicted, scale, run.weights)
-        run.count("differences", ratio(j), 1.0)
+        record(run, "differences", j)
         if j.verdict == "wrong":
             sentence = "along a direction through all arguments the derivative is wrong"
             run.fail("differences", sentence, **numbers(j))
@@ -203,7 +205,7 @@ def _right_for_equal_cotangents(run: Run, i: int, worst: int) -> bool:
     if run.subject.outputs == 1 or not run.on("cotangent"):
         return False
     ones = np.ones(run.subject.outputs)
-    gradient = run.pull(run.point, ones)[1]
+    gradient = run.pull_within(run.point, ones)[1]
     if judge_entry(run, i, worst, ones, gradient).verdict != "right":
         return False
     part = run.random.normal(size=run.point[i].shape) * run.scales[i]
@@ -212,12 +214,14 @@ def _right_for_equal_cotangents(run: Run, i: int, worst: int) -> bool:
 
 def _note_kinks_and_gaps(run: Run, i: int, directions: Any, coordinates: Any, full: bool) -> None:
     leaf = run.leaves[i]
+    if not run.point[i].size:
+        run.notes.append(f"{leaf}: empty, so that there is nothing to compare")
+        return
     kinks = [k for k, j in coordinates.items() if j.slope.kink and j.verdict != "wrong"]
     if kinks:
         first = ", ".join(str(tuple(map(int, np.unravel_index(k, leaf.shape)))) for k in kinks[:3])
         more = f" and {len(kinks) - 3} more" if len(kinks) > 3 else ""
         run.kinks.append(f"{leaf}: the gradient lies between the slopes at {first}{more}")
-        run.count("kinks", np.zeros(len(kinks)), 1.0)
     if not full:
         lost = sum(j.verdict == "kink" for _, j in directions)
         blunt = f"; {lost} of the blocks meet a kink and were not judged" if lost else ""
@@ -225,14 +229,14 @@ def _note_kinks_and_gaps(run: Run, i: int, directions: Any, coordinates: Any, fu
             f"{leaf}: {len(directions)} random directions (one per block) and {len(coordinates)} "
             f"of {run.point[i].size} entries by themselves{blunt}"
         )
-    unresolved = sum(j.verdict == "unresolved" for j in coordinates.values())
-    unresolved += sum(j.verdict == "unresolved" for _, j in directions)
-    if unresolved:
-        total = len(coordinates) + len(directions)
-        run.notes.append(
-            f"{leaf}: {unresolved} of {total} differences are too uncertain to judge by "
-            f"(a jump, a vertical slope, or rounding)"
-        )
+    verdicts = [j.verdict for j in (*coordinates.values(), *(j for _, j in directions))]
+    for verdict, what in (
+        ("unresolved", "are too uncertain to judge by (a jump, a vertical slope, or rounding)"),
+        ("blunt", "are so uncertain that only a gross error would show"),
+    ):
+        if verdict in verdicts:
+            count = verdicts.count(verdict)
+            run.notes.append(f"{leaf}: {count} of {len(verdicts)} differences {what}")
     still = int((run.scales[i] == 0).sum())
     if still:
         run.notes.append(f"{leaf}: {still} entries are NaN or infinite and were not moved")

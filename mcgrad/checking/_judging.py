@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from mcgrad.checking._differences import Slope
-from mcgrad.checking._run import Run
+from mcgrad.checking._run import EPS, Run
 
-__all__ = ["Judgement", "judge", "judge_entry", "judge_leaf", "numbers", "pushed", "ratio"]
+__all__ = ["Judgement", "judge", "judge_entry", "judge_leaf", "numbers", "pushed", "record"]
 
 SAFETY = 4.0  # how many times its own estimate the error of a difference may be
 OTHER_LADDERS = (0.618, 1.618, 0.382)  # by how much their steps are smaller
@@ -23,7 +22,11 @@ class Judgement:
     slope: Slope
     predicted: float
     allowed: float
-    verdict: str  # "right", "wrong", "kink" or "unresolved"
+    verdict: str  # "right", "wrong", "blunt" (only a gross error would show), "kink", "unresolved"
+
+    @property
+    def is_judged(self) -> bool:
+        return self.verdict in ("right", "wrong", "blunt")
 
 
 def judge(
@@ -37,30 +40,38 @@ def judge(
     of_gradient: Any = None,
     entry: bool = False,
 ) -> Judgement:
-    """Compare a predicted derivative with differences; what looks wrong is measured again."""
+    """Compare a predicted derivative with differences.
+
+    What looks wrong is measured again, and what rounding blurs, where there is no float64.
+    """
     scale = scale if np.isfinite(scale) else 0.0
+    eps = max(run.eps.values())
+    least = max(1e-6, 512 * eps)  # of the value: a change that counts as none
 
     def measured(shrink: float) -> Slope:
         return run.slope(direction, weights, point, shrink=shrink, gradients_of=of_gradient)
 
     def compared(slope: Slope) -> Judgement:
-        size = max(abs(slope.value), abs(predicted) if np.isfinite(predicted) else 0.0)
-        allowed = SAFETY * slope.error + run.rtol * size + 1e-3 * run.rtol * scale
+        size = max(abs(slope.low), abs(slope.high))
+        size = max(size, abs(predicted) if np.isfinite(predicted) else 0.0)
+        allowed = SAFETY * slope.error + run.rtol * size + run.share * scale
         verdict = "wrong"
         if not np.isfinite(slope.error):
             verdict = "unresolved"
         elif slope.kink and not entry:
             verdict = "kink"
         elif slope.distance(predicted) <= allowed:
-            blunt = slope.error > max(0.05 * size, 1e-6 * run.value_size)
-            verdict = "unresolved" if blunt else "right"
+            sharp = slope.error <= max(0.05 * size, least * max(run.value_size, slope.size))
+            verdict = "right" if sharp else "blunt" if allowed < size else "unresolved"
         return Judgement(slope, predicted, allowed, verdict)
 
     first = measured(1.0)
     judgement = compared(first)
-    if judgement.verdict != "wrong":
+    blurred = eps > EPS and judgement.verdict == "unresolved" and np.isfinite(first.error)
+    if judgement.verdict != "wrong" and not blurred:
         return judgement
-    return compared(_agreed([first, *map(measured, OTHER_LADDERS)]))
+    again = compared(_agreed([first, *map(measured, OTHER_LADDERS)]))
+    return judgement if blurred and again.verdict == "wrong" else again
 
 
 def _agreed(slopes: list[Slope]) -> Slope:
@@ -73,7 +84,8 @@ def _agreed(slopes: list[Slope]) -> Slope:
     )
     scatter = np.ptp((low + high) / 2) / 2 + np.median(error) / SAFETY
     kink = all(slope.kink for slope in slopes)
-    return Slope(float(np.median(low)), float(np.median(high)), float(scatter), kink)
+    size = max(slope.size for slope in slopes)
+    return Slope(float(np.median(low)), float(np.median(high)), float(scatter), kink, size)
 
 
 def judge_entry(
@@ -101,16 +113,19 @@ def judge_leaf(run: Run, i: int, part: np.ndarray, weights: Any = None, gradient
 
 
 def pushed(run: Run, direction: Any, weights: np.ndarray) -> tuple[float, float]:
-    with jax.enable_x64(True):
-        arguments = run.exact("gradients", run.point)
-        moved = np.asarray(run.programs.pushforward(*arguments, tuple(direction))[1])
+    """<weights, Jv> and the size of its terms; NaN where forward mode fails along the direction."""
+    program = run.programs.pushforward
+    result = run.within(run.evaluate, "gradients", program, run.point, tuple(direction))
+    moved = np.full(weights.shape, np.nan) if result is None else result[1].astype(np.float64)
     return float(np.vdot(moved, weights)), float(np.abs(moved * weights).sum())
 
 
-def ratio(j: Judgement) -> float:
-    """The error as a fraction of the tolerance, where it was judged."""
-    error = j.slope.distance(j.predicted)
-    return error / j.allowed if error > 0 and j.verdict == "right" else 0.0
+def record(run: Run, check: str, *judgements: Judgement) -> None:
+    """Count those that could be judged, with their errors as fractions of the tolerance."""
+    judged = [j for j in judgements if j.is_judged]
+    errors = [0.0 if j.verdict == "wrong" else j.slope.distance(j.predicted) for j in judged]
+    run.knows_gradient |= bool(judged) and check == "differences"
+    run.count(check, errors, [j.allowed for j in judged])
 
 
 def numbers(j: Judgement) -> dict[str, Any]:

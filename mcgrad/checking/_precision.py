@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mcgrad.checking._diagnosis import diagnose
-from mcgrad.checking._judging import judge, numbers, ratio
+from mcgrad.checking._judging import judge, numbers, record
 from mcgrad.checking._run import Run, distance, floats, largest, natural_scale
 from mcgrad.checking._subject import attempt
 
@@ -38,7 +38,6 @@ def check_dtypes(run: Run) -> None:
         for leaf, got in zip(run.leaves, result[1], strict=True):
             wanted = leaf.dtype if dtype is None else np.dtype(dtype)
             wanted = got.dtype if leaf.weak else wanted  # a Python number has no dtype of its own
-            run.count("dtypes", 0.0, 1.0)
             if got.dtype != wanted or got.shape != leaf.shape:
                 sentence = "the gradient does not have the dtype and shape of its argument"
                 what = [
@@ -46,6 +45,9 @@ def check_dtypes(run: Run) -> None:
                     for t, s in ((got.dtype, got.shape), (wanted, leaf.shape))
                 ]
                 run.fail("dtypes", sentence, leaf, got=what[0], expected=what[1])
+        if dtype is not None and run.draws_others(dtype):
+            run.notes.append(f"{name}: in it the function draws other random numbers")
+            continue
         _compare_narrow(run, dtype, name, result)
 
 
@@ -65,7 +67,7 @@ def _compare_narrow(run: Run, dtype: Any, name: str, result: Any) -> None:
             else (np.asarray(x, np.float64) * run.random.uniform(0.8, 1.0, x.shape)).astype(x.dtype)
             for x in run.subject.own
         ]
-        again = _narrow_errors(run, dtype, moved, run.own_pull(moved, run.weights, dtype))
+        again = _narrow_errors(run, dtype, moved, run.own_pull_within(moved, run.weights, dtype))
         wrong = {i: wrong[i] for i in wrong if i in again}
     for i, (entry, got, expected, error, tolerance, sentence) in wrong.items():
         run.fail(
@@ -83,15 +85,21 @@ def _compare_narrow(run: Run, dtype: Any, name: str, result: Any) -> None:
 def _narrow_errors(run: Run, dtype: Any, own: Any, result: Any) -> dict[int, tuple[Any, ...]]:
     values, slopes = result
     rounded = floats(run.subject.cast(dtype, own)[0])
-    exact = run.pull(rounded, run.weights)
+    exact = run.pull_within(rounded, run.weights)
     eps = max(float(jnp.finfo(g.dtype).eps) for g in slopes)
     half = eps > 1e-5
     if not (np.isfinite(values).all() and np.isfinite(exact[0]).all()):
         return {}
+    # An output too small for the dtype takes with it what it contributes to the gradient.
+    least = max(float(jnp.finfo(g.dtype).smallest_normal) for g in slopes)
+    lost = (np.abs(values) < least) & (values != exact[0])
+    contributed = [np.zeros_like(x) for x in rounded]
+    if lost.any():
+        contributed = run.pull_within(rounded, np.where(lost, run.weights, 0.0))[1]
     moves = [np.zeros_like(x) for x in rounded]
     for _ in range(3):
         moved = [x * (1 + eps * run.random.uniform(-1, 1, x.shape)) for x in rounded]
-        for move, g, e in zip(moves, run.pull(moved, run.weights)[1], exact[1], strict=True):
+        for move, g, e in zip(moves, run.pull_within(moved, run.weights)[1], exact[1], strict=True):
             np.fmax(move, distance(g, e), out=move)
     wrong = {}
     for i, (got, expected) in enumerate(zip(floats(slopes), exact[1], strict=True)):
@@ -99,12 +107,13 @@ def _narrow_errors(run: Run, dtype: Any, own: Any, result: Any) -> dict[int, tup
         natural = largest(values * run.weights) / max(np.nansum(np.abs(rounded[i])), 1e-300)
         tolerance = relative * (np.abs(expected) + largest(expected) / 4)
         tolerance = tolerance + 8 * moves[i] + 2 * largest(moves[i]) + 16 * eps * natural
+        tolerance = tolerance + 16 * least + np.abs(contributed[i])
         error = distance(got, expected)
         judged = np.isfinite(expected)
         if half:  # float16 overflows soon, and the function may be right to
             judged &= np.isfinite(got)
         error = np.where(judged, error, 0.0)
-        run.count("dtypes", np.where(error > tolerance, 0.0, error), tolerance)
+        run.count("dtypes", np.where(error > tolerance, 0.0, error)[judged], tolerance[judged])
         if (error > tolerance).any():
             k = np.unravel_index(np.argmax(error - tolerance), error.shape)
             sentence = diagnose(got, expected, rounded[i], run.sizes, {}, tolerance)
@@ -140,10 +149,10 @@ def check_scales(run: Run) -> None:
 
 
 def _finite_at(run: Run, own: Any, where: str) -> None:
-    values, slopes = run.own_pull(own, run.weights)
+    values, slopes = run.own_pull_within(own, run.weights)
     if not np.isfinite(values).all():
         return
-    exact_values, exact = run.pull(floats(own), run.weights)
+    exact_values, exact = run.pull_within(floats(own), run.weights)
     for leaf, got, expected in zip(run.leaves, slopes, exact, strict=True):
         largest = float(jnp.finfo(got.dtype).max) / 16
         got = np.asarray(got).astype(np.float64)
@@ -165,18 +174,18 @@ def _finite_at(run: Run, own: Any, where: str) -> None:
 def _compare_at(run: Run, own: Any, subset: list[int], where: str) -> None:
     """Differences along one direction per argument, at a scaled point."""
     point = floats(own)
-    values, gradient = run.pull(point, run.weights)
+    values, gradient = run.pull_within(point, run.weights)
     if not np.isfinite(values).all():
         return
     for i in subset:
         part = run.random.normal(size=point[i].shape) * natural_scale(point[i])
         direction = [part if n == i else np.zeros_like(x) for n, x in enumerate(point)]
-        if not np.isfinite(gradient[i]).all():
+        if not (part.any() and np.isfinite(gradient[i]).all()):
             continue
         predicted = float(np.vdot(gradient[i], part))
         scale = float(np.abs(gradient[i] * part).sum()) + 1e-6 * largest(part)
         j = judge(run, direction, predicted, scale, run.weights, point=point)
-        run.count("scales", ratio(j), 1.0)
+        record(run, "scales", j)
         if j.verdict == "wrong":
             sentence = f"{where} the derivative along a random direction is wrong"
             run.fail("scales", sentence, run.leaves[i], **numbers(j))

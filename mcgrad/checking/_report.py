@@ -46,7 +46,8 @@ class CheckSummary:
 
     Attributes:
         check: its name.
-        result: "passed", "failed", or "not run".
+        result: "passed", "failed", "not judged" (it found nothing that it could judge by: why is
+            under `not_covered`), or "not run" (it was not asked for).
         comparisons: how many comparisons were made.
         worst: the largest error among them, as a fraction of its tolerance.
     """
@@ -68,6 +69,8 @@ class GradientReport:
         checks: one summary per check.
         kinks: places where the function has a kink and the gradient lies between its slopes.
         not_covered: what the checks could not judge, and why.
+        judged: whether the gradient was compared at all: with differences or with a reference where
+            these were asked for, for no other check knows what it should be.
     """
 
     function: str
@@ -76,14 +79,15 @@ class GradientReport:
     checks: tuple[CheckSummary, ...]
     kinks: tuple[str, ...]
     not_covered: tuple[str, ...]
+    judged: bool
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
+        """Whether the gradient was judged, and nothing was found."""
+        return self.judged and not self.findings
 
     def raise_for_findings(self) -> "GradientReport":
-        """Raise an AssertionError whose message is the table, if there are findings.
+        """Raise an AssertionError whose message is the table, unless the report is `ok`.
 
         Returns:
             The report itself, so that calls can be chained.
@@ -101,7 +105,9 @@ class GradientReport:
 
     def __str__(self) -> str:
         count = len(self.findings)
-        verdict = "no findings" if self.ok else f"{count} finding{'s' * (count > 1)}"
+        verdict = f"{count} finding{'s' * (count > 1)}" if count else "no findings"
+        if not (count or self.judged):
+            verdict = "nothing could be judged"
         parts = [f"{self.function}: {verdict} (seed {self.seed})", aligned(self._table())]
         for number, finding in enumerate(self.findings, start=1):
             parts.append(
@@ -134,8 +140,8 @@ class GradientReport:
     def _table(self) -> list[list[str]]:
         rows = [["check", "result", "comparisons", "worst error / tolerance"]]
         for check in self.checks:
-            ran = check.result != "not run"
-            numbers = [str(check.comparisons), f"{check.worst:.2g}"] if ran else ["", ""]
+            compared = check.result in ("passed", "failed")
+            numbers = [str(check.comparisons), f"{check.worst:.2g}"] if compared else ["", ""]
             rows.append([check.check, check.result, *numbers])
         return rows
 

@@ -1,6 +1,7 @@
 """One run of the checker: the numbers that several checks need, and the report as it grows."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from mcgrad.checking._diagnosis import diagnose
 from mcgrad.checking._differences import Ladder, Slope, slope
 from mcgrad.checking._report import CheckSummary, Finding
-from mcgrad.checking._subject import Leaf, Subject, attempt, precision
+from mcgrad.checking._subject import Leaf, Subject, attempt, calls_host, draws, precision
 
 __all__ = ["EPS", "Run", "distance", "floats", "largest", "natural_scale"]
 
@@ -28,6 +29,8 @@ def natural_scale(x: np.ndarray) -> np.ndarray:
     The entry's own size; for entries much smaller than the rest, an eighth of the typical size;
     1 for zeros among zeros; 0 for what is not finite, which is left alone.
     """
+    if not x.size:
+        return np.zeros(x.shape)
     size = np.where(np.isfinite(x), np.abs(x), 0.0)
     typical = np.sqrt(np.mean((size / max(size.max(initial=0), 1e-300)) ** 2)) * size.max(initial=0)
     if not typical > 0:
@@ -54,7 +57,9 @@ class Run:
         self.findings: list[Finding] = []
         self.kinks: list[str] = []
         self.notes: list[str] = list(subject.notes)
+        self.outside: dict[str, list[str]] = {}  # errors at inputs of the checker, by their type
         self.counts: dict[str, int] = {}
+        self.knows_gradient = False  # whether any of it was judged by differences or a reference
         self.worst: dict[str, float] = {}
         self._set_precision(rtol)
 
@@ -62,36 +67,55 @@ class Run:
 
     def _set_precision(self, rtol: float | None) -> None:
         """float64 for values and for gradients, each where the function allows it."""
-        subject = self.subject
+        subject, programs = self.subject, self.programs
         weights = np.ones(subject.outputs)
-        self.eps, self.dtypes = {}, {}
-        programs = {
-            "values": lambda active, fixed: self.programs.call(active, fixed),
-            "gradients": lambda active, fixed: self.programs.bare_pullback(active, fixed, weights),
-        }
-        trace = jax.eval_shape if self.programs.is_compiled else (lambda f, *a: f(*a))
-        for what, program in programs.items():
+        self.eps, self.is_double, self.least = {}, {}, {}
+        self.drawn: list[str] = []  # the random draws with the dtypes of the arguments
+        reasons: dict[str, list[str]] = {}  # why float64 is not used, and for what
+        refused = ""  # a reason that holds for every program
+
+        def gradients(active: Any, fixed: Any) -> Any:
+            return programs.bare_pullback(active, fixed, weights)
+
+        for what, program in {"values": programs.call, "gradients": gradients}.items():
             with jax.enable_x64(True):
-                own, double = subject.cast(), subject.cast(np.float64)
-                _, problem = attempt(trace, program, *double)
-                _, deeper = attempt(trace, program, *own) if problem else (None, "")
-                dtype = None if problem and not deeper else np.float64
-                eps, _ = attempt(precision, program, *(double if dtype else own))
-            if dtype is None:
-                coarsest = max(float(jax.numpy.finfo(leaf.dtype).eps) for leaf in self.leaves)
-                eps = max(eps or EPS, coarsest)
+                double, problem = attempt(subject.look, program, *subject.cast(np.float64))
+            own, deeper = None, ""
+            if problem or calls_host(double) or draws(double):
+                own, deeper = attempt(subject.look, program, *subject.cast())
+                self.drawn = self.drawn or draws(own)
+            reason = refused
+            if problem and not deeper:
+                reason = f"it cannot be used ({problem})"
+            elif calls_host(double):
+                reason = refused = "the function calls the host, where it may not be turned on"
+            elif draws(own) != draws(double):
+                reason = refused = "in it the function draws other random numbers"
+            self.is_double[what] = not reason
+            self.eps[what] = precision(own if reason else double)
+            dtypes: list[Any] = [np.float64] if not reason else [x.dtype for x in self.leaves]
+            if reason:
+                reasons.setdefault(reason, []).append(what)
+            elif self.eps[what] > EPS:
                 self.notes.append(
-                    f"float64: the {what} cannot be computed in it ({problem}); "
-                    f"they are compared with the accuracy of their own dtype"
+                    f"float64: the {what} are narrowed to a relative accuracy of "
+                    f"{self.eps[what]:.1g} on the way, and are compared with that accuracy"
                 )
-            elif eps and eps > EPS:
-                self.notes.append(
-                    f"float64: the {what} are narrowed to a relative accuracy of {eps:.1g} on the "
-                    f"way, and are compared with that accuracy"
-                )
-            self.eps[what], self.dtypes[what] = eps or EPS, dtype
-        least = 1e-6 if max(self.eps.values()) <= EPS else 32 * max(self.eps.values())
-        self.rtol = least if rtol is None else rtol
+            limits = [jax.numpy.finfo(dtype) for dtype in dtypes]
+            self.eps[what] = max(self.eps[what], *(float(limit.eps) for limit in limits))
+            self.least[what] = max(float(limit.smallest_normal) for limit in limits)
+        for reason, whats in reasons.items():
+            self.notes.append(
+                f"float64: {reason}; {' and '.join(whats)} are compared in their own dtype, "
+                f"with its accuracy"
+            )
+        worst = max(self.eps.values())
+        self.rtol = (1e-6 if worst <= EPS else 32 * worst) if rtol is None else rtol
+        self.share = max(1e-3 * self.rtol, worst)
+
+    def tolerance(self, size: np.ndarray) -> np.ndarray:
+        """How far numbers of this size may be apart."""
+        return self.rtol * size + self.share * largest(size)
 
     @cached_property
     def point(self) -> list[np.ndarray]:
@@ -132,9 +156,8 @@ class Run:
         """Whether forward mode works; a custom_vjp refuses it, which is nobody's mistake."""
         if self.modes is not None and "fwd" not in self.modes:
             return False
-        with jax.enable_x64(True):
-            args = *self.exact("gradients", self.point), self.scales
-            _, problem = attempt(self.programs.pushforward, *args)
+        program = self.programs.pushforward
+        _, problem = attempt(self.evaluate, "gradients", program, self.point, self.scales)
         refused = "custom_vjp" in problem or "forward-mode" in problem
         if problem and refused and self.modes is None:
             self.notes.append("forward mode: refused by a custom_vjp, so only reverse is checked")
@@ -148,22 +171,65 @@ class Run:
 
     @cached_property
     def value_size(self) -> float:
-        with jax.enable_x64(True):
-            y = np.asarray(self.programs.value(*self.exact("values", self.point)))
+        y = self.evaluate("values", self.programs.value, self.point)
         return float(np.abs(y * self.weights)[np.isfinite(y)].sum())
 
     def rounding(self, i: int) -> float:
-        """What rounding alone may do to a gradient, judged by the size of value and argument."""
+        """What rounding and underflow may do to a gradient, by the size of value and argument."""
         length = float(self.scales[i].max(initial=0.0))
-        return 64 * self.eps["gradients"] * self.value_size / max(length, 1e-300)
+        rounded = self.eps["gradients"] * self.value_size / max(length, 1e-300)
+        return 64 * (rounded + self.least["gradients"])
 
     # Numbers.
 
+    def draws_others(self, dtype: Any) -> bool:
+        """Whether the function draws other random numbers with arguments of this dtype."""
+        if not self.drawn:
+            return False
+        jaxpr, _ = attempt(self.subject.look, self.programs.call, *self.subject.cast(dtype))
+        return draws(jaxpr) != self.drawn
+
+    @contextlib.contextmanager
+    def configuration(self, what: str) -> Iterator[None]:
+        """float64 turned on where it is used; the user's own configuration elsewhere."""
+        double = jax.enable_x64(True) if self.is_double[what] else contextlib.nullcontext()
+        with double, jax.default_matmul_precision("highest"):  # else accelerators round products
+            yield
+
+    def exact(self, what: str, active: Sequence[Any]) -> tuple[Any, Any]:
+        """The arguments (active, fixed) of a program, as exactly as the function allows."""
+        if self.is_double[what]:
+            return self.subject.cast(np.float64, active)
+        narrow = [
+            np.asarray(x).astype(leaf.dtype) for x, leaf in zip(active, self.leaves, strict=True)
+        ]
+        return self.subject.cast(None, narrow)
+
+    def evaluate(
+        self, what: str, program: Callable[..., Any], active: Sequence[Any], *rest: Any
+    ) -> Any:
+        """What a program of the values or of the gradients gives, on the host."""
+        with self.configuration(what):
+            return jax.tree.map(np.asarray, program(*self.exact(what, active), *rest))
+
+    def within(self, call: Callable[..., Any], *args: Any) -> Any:
+        """The result of a call at inputs that the checker chose itself.
+
+        An error there says that they are outside the function's domain: None, and it is noted.
+        """
+        result, problem = attempt(call, *args)
+        if problem:
+            self.outside.setdefault(problem.split(":")[0], []).append(problem)
+        return result
+
     def pull(self, active: Sequence[Any], weights: np.ndarray) -> tuple[Any, list[np.ndarray]]:
         """Value and gradient as exactly as the function allows."""
-        with jax.enable_x64(True):
-            y, slopes = self.programs.pullback(*self.exact("gradients", active), weights)
-            return np.asarray(y), floats(slopes)
+        y, slopes = self.evaluate("gradients", self.programs.pullback, active, weights)
+        return y, floats(slopes)
+
+    def pull_within(self, active: Sequence[Any], weights: np.ndarray) -> Any:
+        """The same at inputs that the checker chose itself; NaN outside the function's domain."""
+        return self.within(self.pull, active, weights) or self._nowhere(active)
 
     def own_pull(
         self, active: Sequence[Any], weights: np.ndarray, dtype: Any = None
@@ -174,6 +240,16 @@ class Run:
         with jax.default_matmul_precision("highest"):  # else accelerators round float32 products
             y, slopes = self.programs.pullback(*arguments, weights)
         return np.asarray(y), [np.asarray(g) for g in slopes]
+
+    def own_pull_within(
+        self, active: Sequence[Any], weights: np.ndarray, dtype: Any = None
+    ) -> tuple[np.ndarray, list[Any]]:
+        """The same at inputs that the checker chose itself; NaN outside the function's domain."""
+        return self.within(self.own_pull, active, weights, dtype) or self._nowhere(active)
+
+    def _nowhere(self, active: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
+        nan = [np.full(np.shape(x), np.nan) for x in active]
+        return np.full(self.subject.outputs, np.nan), nan
 
     def slope(
         self,
@@ -186,21 +262,24 @@ class Run:
     ) -> Slope:
         """The derivative along a direction of <weights, value>, or of <gradients_of, gradient>."""
         what = "values" if gradients_of is None else "gradients"
-        ladder = Ladder(self.eps[what], shrink)
+        ladder = Ladder(self.eps[what], self.least[what], shrink)
         program = getattr(self.programs, what)
         extra = () if gradients_of is None else (gradients_of,)
-        with jax.enable_x64(True):
-            arguments = self.exact(what, self.point if point is None else point)
-            values = program(*arguments, weights, tuple(direction), ladder.offsets, *extra)
-            return slope(np.asarray(values), ladder)
+        point = self.point if point is None else point
 
-    def exact(self, what: str, active: Sequence[Any]) -> tuple[Any, Any]:
-        if self.dtypes[what] is not None:
-            return self.subject.cast(np.float64, active)
-        narrow = [
-            np.asarray(x).astype(leaf.dtype) for x, leaf in zip(active, self.leaves, strict=True)
-        ]
-        return self.subject.cast(None, narrow)
+        def at(offsets: np.ndarray) -> np.ndarray:
+            rows = self.evaluate(what, program, point, weights, tuple(direction), offsets, *extra)
+            return rows.astype(np.float64)
+
+        values, problem = attempt(at, ladder.offsets)
+        if problem:  # which of them are outside the domain?
+            rows = [
+                self.within(at, offset) for offset in np.split(ladder.offsets, ladder.offsets.size)
+            ]
+            width = next((row.shape[1] for row in rows if row is not None), 1)
+            nan = np.full((1, width), np.nan)
+            values = np.concatenate([nan if row is None else row for row in rows])
+        return slope(values, ladder)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -290,7 +369,8 @@ class Run:
         """Compare two arrays entry by entry; the worst entry becomes a finding."""
         got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
         error, tolerance = distance(got, expected), np.broadcast_to(tolerance, got.shape)
-        self.count(check, error, tolerance)
+        judged = np.isfinite(expected) | (error > tolerance)  # the same NaN twice says nothing
+        self.count(check, error[judged], tolerance[judged])
         if not (error > tolerance).any():
             return True
         worst = np.unravel_index(np.argmax(error - tolerance), got.shape)
@@ -310,16 +390,36 @@ class Run:
 
     def summaries(self, checks: Sequence[str]) -> tuple[CheckSummary, ...]:
         failed = {finding.check for finding in self.findings}
-        ran = {check for check in self.counts if self.on(check)}
+
+        def result(check: str) -> str:
+            if check in failed:
+                return "failed"
+            if not self.on(check):
+                return "not run"
+            return "passed" if self.counts.get(check) else "not judged"
+
         return tuple(
             CheckSummary(
-                check,
-                "failed" if check in failed else "passed" if check in ran else "not run",
-                self.counts.get(check, 0),
-                self.worst.get(check, 0.0),
+                check, result(check), self.counts.get(check, 0), self.worst.get(check, 0.0)
             )
             for check in checks
         )
+
+    @property
+    def judged(self) -> bool:
+        """Whether the gradient was judged by a check that knows it, if one was asked for."""
+        if any(map(self.on, ("reference", "differences", "kinks", "coverage"))):
+            return self.knows_gradient
+        return any(map(self.counts.get, self.enabled))
+
+    def not_covered(self) -> tuple[str, ...]:
+        """What could not be judged, and why."""
+        outside = [
+            f"outside the domain of the function: {len(problems)} evaluations at inputs that the "
+            f"checker chose raised {problems[0]}"
+            for problems in self.outside.values()
+        ]
+        return (*self.notes, *outside)
 
 
 def largest(x: np.ndarray) -> float:

@@ -2,19 +2,20 @@
 
 A call `fun(*args, **kwargs)` has float leaves that are differentiated (`active`), other arrays
 (`fixed`), and everything else, which belongs to the function. Programs take (active, fixed) and are
-compiled once per function and structure, whatever the numbers.
+compiled once in a check, whatever the numbers. The next check makes new ones: its function may be
+equal to this one and no longer do the same, for a rule, an attribute or a variable may change.
 """
 
 import functools
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Leaf", "Programs", "Subject", "attempt", "precision"]
+__all__ = ["Leaf", "Programs", "Subject", "attempt", "calls_host", "draws", "precision"]
 
 GROUPS = 4096  # at most so many outputs are looked at one by one; more are summed in groups
 
@@ -26,7 +27,6 @@ class Form(NamedTuple):
     active: tuple[int, ...]
     fixed: tuple[int, ...]
     rest: tuple[Any, ...]  # the leaves that are not arrays, None in the place of arrays
-    types: tuple[type, ...]  # theirs: 1, 1.0 and True are equal, yet mean different programs
 
 
 class Leaf(NamedTuple):
@@ -43,12 +43,14 @@ class Leaf(NamedTuple):
 
 
 def attempt(call: Callable[..., Any], *args: Any) -> tuple[Any, str]:
-    """The result and "", or None and the first line of the error."""
+    """The result and "", or None and the error in one line."""
     try:
         return call(*args), ""
     except Exception as error:  # whatever a function under test raises is part of the report
-        text = (str(error).strip() or "no message").splitlines()[0]
-        return None, f"{type(error).__name__}: {text[:160]}"
+        lines = (str(error).strip() or "no message").splitlines()
+        if lines[0].endswith("Traceback (most recent call last):"):  # of a callback on the host
+            return None, lines[-1].strip(" :")[:160]
+        return None, f"{type(error).__name__}: {lines[0][:160]}"
 
 
 class Programs:
@@ -79,10 +81,9 @@ class Programs:
         leaves = list(self.form.rest)
         for places, arrays in ((self.form.active, active), (self.form.fixed, fixed)):
             for place, x in zip(places, arrays, strict=True):
-                leaves[place] = x
+                leaves[place] = jnp.asarray(x) if isinstance(x, np.ndarray) else x
         args, kwargs = jax.tree.unflatten(self.form.tree, leaves)
-        outputs = jax.tree.leaves(self.fun(*args, **kwargs))
-        return [y for y in outputs if jnp.issubdtype(jnp.result_type(y), jnp.floating)]
+        return _float_leaves(self.fun(*args, **kwargs))
 
     def flat_value(self, active: Any, fixed: Any) -> Any:
         """The float outputs in one vector."""
@@ -141,12 +142,6 @@ class Programs:
         return jax.lax.map(at, offsets) if self.is_compiled else jnp.stack([*map(at, offsets)])
 
 
-# Compiled programs are kept for the functions checked last: a property test asks many times.
-@functools.lru_cache(maxsize=16)
-def _programs(fun: Callable[..., Any], form: Form, compiled: bool) -> Programs:
-    return Programs(fun, form, compiled)
-
-
 class Subject:
     """A function with the arguments of one check. Raises what the function itself raises."""
 
@@ -192,26 +187,31 @@ class Subject:
                 "args: expected at least one float argument to differentiate; got none"
             )
         at = [tuple(place for place, _ in side) for side in (active, fixed)]
-        form = Form(tree, at[0], at[1], tuple(rest), tuple(map(type, rest)))
+        form = Form(tree, at[0], at[1], tuple(rest))
         self.own = tuple(x for _, x in active)
         self.fixed = tuple(x for _, x in fixed)
-        self.programs = self._choose(fun, form)
-
-    def _choose(self, fun: Callable[..., Any], form: Form) -> Programs:
-        """Compiled programs if the function can be traced."""
-        try:
-            programs = _programs(fun, form, True)
-        except TypeError:  # something in the call has no hash
-            programs = Programs(fun, form, True)
-        outputs, problem = attempt(lambda: jax.eval_shape(programs.call, self.own, self.fixed))
+        self.programs = Programs(fun, form, True)
+        trace = jax.make_jaxpr(self.programs.call, return_shape=True)
+        traced, problem = attempt(trace, self.own, self.fixed)
+        jaxpr, outputs = traced or (None, [])
+        config: Any = jax.config
+        looks_at_values = config.jax_debug_nans or config.jax_debug_infs
+        if jaxpr is None or calls_host(jaxpr.jaxpr) or looks_at_values:
+            outputs = _float_leaves(fun(*args, **kwargs))  # an error here is the caller's
         if problem:
-            programs = Programs(fun, form, False)
-            outputs = programs.call(self.own, self.fixed)
+            self.programs = Programs(fun, form, False)
             self.notes.append(f"jit: the function itself cannot be traced ({problem})")
         self.outputs = sum(y.size for y in outputs)
         if not self.outputs:
             raise ValueError("fun: expected at least one float output; got none")
-        return programs
+
+    def look(self, program: Callable[..., Any], active: Any, fixed: Any) -> Any:
+        """The jaxpr of a program, None if it cannot be traced; raises what the program raises."""
+        if self.programs.is_compiled:
+            return jax.make_jaxpr(program)(active, fixed).jaxpr
+        program(active, fixed)
+        traced, _ = attempt(jax.make_jaxpr(lambda *x: program(x, fixed)), *active)
+        return traced and traced.jaxpr
 
     def cast(self, dtype: Any = None, own: Sequence[Any] | None = None) -> tuple[Any, Any]:
         """The float arrays in this dtype, or as they came; Python numbers stay what they are."""
@@ -225,29 +225,51 @@ class Subject:
         return active, tuple(x.astype(dtype) if _kind(x) == "float" else x for x in fixed)
 
 
-def precision(program: Callable[..., Any], *args: Any) -> float:
-    """The coarsest eps of the dtypes to which a traceable program narrows its floats."""
+def precision(jaxpr: Any) -> float:
+    """The coarsest eps of the dtypes to which a program narrows its floats."""
     seen = {float(np.finfo(np.float64).eps)}
-
-    def walk(jaxpr: Any) -> None:
-        for equation in jaxpr.eqns:
-            given, made = (
-                list(filter(None, map(_eps, v))) for v in (equation.invars, equation.outvars)
-            )
-            seen.update(eps for eps in made if given and eps > min(given))
-            for parameter in jax.tree.leaves(list(equation.params.values())):
-                inner = getattr(parameter, "jaxpr", parameter)
-                if hasattr(inner, "eqns"):
-                    walk(inner)
-
-    walk(jax.make_jaxpr(program)(*args).jaxpr)
+    for equation in _equations(jaxpr):
+        given, made = (
+            list(filter(None, map(_eps, v))) for v in (equation.invars, equation.outvars)
+        )
+        seen.update(eps for eps in made if given and eps > min(given))
     return max(seen)
+
+
+def calls_host(jaxpr: Any) -> bool:
+    """Whether a program calls back into Python while it runs."""
+    return any("callback" in e.params for e in _equations(jaxpr))
+
+
+def draws(jaxpr: Any) -> list[str]:
+    """The random draws of a program: programs with equal lists draw equal numbers."""
+    return [
+        f"{e.primitive.name} {[str(v.aval) for v in (*e.invars, *e.outvars)]}"
+        for e in _equations(jaxpr)
+        if e.primitive.name.startswith(("random_", "rng_", "threefry"))
+    ]
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of all that are inside it; none of None."""
+    for equation in jaxpr.eqns if jaxpr is not None else ():
+        yield equation
+        for parameter in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if hasattr(inner, "eqns"):
+                yield from _equations(inner)
 
 
 def _eps(variable: Any) -> float | None:
     dtype = getattr(variable.aval, "dtype", None)
     is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
     return float(jnp.finfo(dtype).eps) if is_float else None
+
+
+def _float_leaves(outputs: Any) -> list[Any]:
+    """The floats among the outputs of a function, Python floats included, as arrays."""
+    found = [y for y in jax.tree.leaves(outputs) if _kind(y) == "float"]
+    return [jnp.asarray(y, jnp.result_type(y)) for y in found]
 
 
 def _kind(leaf: Any, named: bool = True) -> str:
