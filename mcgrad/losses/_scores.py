@@ -243,6 +243,7 @@ def tile_slopes(loss: ScoreLoss, tile: Tile, state: State, true_slope: bool) -> 
     slopes = loss.slopes(tile, state)
     if not (true_slope and loss.has_true_class):
         return tile.others(slopes)
+    assert tile.is_true is not None
     at_true = loss.true_slope(state, tile.examples)[:, None]
     return tile._replace(is_true=None).others(jnp.where(tile.is_true, at_true, slopes))
 
@@ -464,8 +465,8 @@ class _Loop(NamedTuple):
             part = parts.pop("inputs", None)
             added = _add(shared, parts)
             if part is not None:
-                onto = shared.get("inputs", vary(jnp.zeros(x.shape, dtype), varying(part)))
-                added["inputs"] = onto.at[chosen].add(part, mode="drop")
+                fresh = vary(jnp.zeros(x.shape, dtype), varying(part))
+                added["inputs"] = shared.get("inputs", fresh).at[chosen].add(part, mode="drop")
             return added
 
         # A single tile has nothing to add to: adding zeros would keep XLA from merging the products
