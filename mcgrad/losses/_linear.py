@@ -370,7 +370,7 @@ class _Linear(_Form):
 
     def evaluate(self, call: _Call, needs: frozenset[str]) -> tuple[State, Named]:
         unit = call.reduction.unit_rows(call.given["inputs"], call.get("sample_weight"))
-        gradients = bool(needs) and self.found_on_the_way(call)
+        gradients = bool(needs & self.computed.keys()) and self.found_on_the_way(call)
         return self.sweep(call, call.class_factor * unit, needs, gradients=gradients)
 
     def gradients(

@@ -466,7 +466,8 @@ class _Loop(NamedTuple):
             added = _add(shared, parts)
             if part is not None:
                 fresh = vary(jnp.zeros(x.shape, dtype), varying(part))
-                added["inputs"] = shared.get("inputs", fresh).at[chosen].add(part, mode="drop")
+                onto: Array = shared["inputs"] if "inputs" in shared else fresh
+                added["inputs"] = onto.at[chosen].add(part, mode="drop")
             return added
 
         # A single tile has nothing to add to: adding zeros would keep XLA from merging the products
