@@ -285,7 +285,9 @@ def _by_class_weight(class_weight, labels, values) -> Array | None:
     """The sums of `values` over the examples of each class; all NaN if an example has none."""
     if class_weight is None:
         return None
-    outside = jnp.sum(jnp.where(labels < 0, jnp.nan * values, 0))
+    # Chosen twice: the derivative of what is not chosen would be NaN too.
+    bad = labels < 0
+    outside = jnp.sum(jnp.where(bad, jnp.nan * jnp.where(bad, values, 0), 0))
     return (jnp.zeros_like(class_weight) + outside).at[jnp.maximum(labels, 0)].add(values)
 
 
