@@ -1,14 +1,15 @@
 """The logistic loss of a network with one hidden layer.
 
 For an input x (features,) and a label y of -1 or +1, with z = W x + b, s = sigma(z) and
-beta = -y wᵀs:
+beta = -y (wᵀs + o):
 
     f = log(1 + exp(beta)) = softplus(beta)        c = logistic(beta)
 
-    ∂f/∂W = -c y (s'⊙w) xᵀ     ∂f/∂b = -c y (s'⊙w)     ∂f/∂w = -c y s
-    ∂f/∂x = -c y Wᵀ(s'⊙w)      ∂f/∂y = -c wᵀs          ∂f/∂mu = -c y wᵀ(∂a/∂mu)(z)
+    ∂f/∂W = -c y (s'⊙w) xᵀ     ∂f/∂b = -c y (s'⊙w)     ∂f/∂w = -c y s     ∂f/∂o = -c y
+    ∂f/∂x = -c y Wᵀ(s'⊙w)      ∂f/∂y = -c (wᵀs + o)    ∂f/∂mu = -c y wᵀ(∂a/∂mu)(z)
 
-W is (hidden, features), b and w (hidden,), s' = sigma'(z). The literal exp(-f) exp(beta), in place
+The scores of this loss are z, its columns the hidden units; with the penalty l2 (‖W‖² + ‖w‖²).
+W is (hidden, features), b and w (hidden,), o a number, s' = sigma'(z). The literal exp(-f) exp(beta), in place
 of the logistic function, overflows from |beta| of about 89 on in float32.
 """
 
@@ -136,7 +137,11 @@ def _draw(key, batch, dtype, *, smooth):
         jax.random.normal(keys[3], (*batch, 3), dtype),
         jnp.where(jax.random.bernoulli(keys[4], 0.5, batch), 1, -1).astype(dtype),
     )
-    options = {"sample_weight": jax.random.uniform(keys[5], batch, dtype, 0.5, 2.0)}
+    options = {
+        "output_bias": jnp.asarray(0.25, dtype),
+        "l2": jnp.asarray(0.1, dtype),
+        "sample_weight": jax.random.uniform(keys[5], batch, dtype, 0.5, 2.0),
+    }
     if smooth:
         options |= {"activation": "relu", "mu": jnp.asarray(1.5, dtype)}
     return args, options
@@ -175,12 +180,13 @@ def logistic_network_loss(
 
     For an input x and a label y of -1 or +1, with z = W x + b and s = sigma(z):
 
-        f = log(1 + exp(-y wᵀs))
+        f = log(1 + exp(-y (wᵀs + o))) + l2 (‖W‖² + ‖w‖²)
 
-    Gradient, with c = logistic(-y wᵀs) and s' = sigma'(z):
+    Gradient, with c = logistic(-y (wᵀs + o)) and s' = sigma'(z):
 
-        ∂f/∂W = -c y (s'⊙w) xᵀ    ∂f/∂b = -c y (s'⊙w)    ∂f/∂w = -c y s
-        ∂f/∂x = -c y Wᵀ(s'⊙w)     ∂f/∂y = -c wᵀs         ∂f/∂mu = -c y wᵀ ∂a/∂mu(z)
+        ∂f/∂W = -c y (s'⊙w) xᵀ + 2 l2 W    ∂f/∂b = -c y (s'⊙w)     ∂f/∂w = -c y s + 2 l2 w
+        ∂f/∂x = -c y Wᵀ(s'⊙w)              ∂f/∂y = -c (wᵀs + o)    ∂f/∂o = -c y
+        ∂f/∂mu = -c y wᵀ ∂a/∂mu(z)         ∂f/∂l2 = ‖W‖² + ‖w‖²
 
     and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. With a ReLU the
     slope at a tie, z = 0, is 1, and second derivatives take it as constant on either side.
@@ -197,10 +203,13 @@ def logistic_network_loss(
         activation: sigma: "sigmoid" (default), "tanh", "relu", "softplus", "identity", or an
             `Activation(value, slope)`, whose parts must be functions of one array, hashable.
         mu: sharpness of a smooth ReLU, > 0; None (default) for the exact one. Only with "relu".
+        output_bias: o, a number added to the output, not penalised. Default: none.
+        l2: penalty on both weights, >= 0. Part of every example's loss: it counts once under
+            "mean". Default 0.
         sample_weight: (*batch,), >= 0; an example of weight 0 adds nothing, even if it holds NaN.
         reduction: "mean" (default; divides by the sum of the sample weights), "sum" or "none".
-        block_size: how many examples are taken at a time; None (default) chooses by the device's
-            cache or memory.
+        block_size: how many examples, or hidden units if there are more of those, are taken at a
+            time; None (default) chooses by the device's cache or memory.
 
     Returns:
         A scalar, or (*batch,) for reduction "none", in the promoted dtype of the float arguments;
@@ -212,7 +221,7 @@ def logistic_network_loss(
         TypeError: a dtype is wrong.
 
     Cost: one matrix product for the value and one for each of ∂W and ∂x that is asked for (one more
-    under "none"), in the memory of one block of hidden units.
+    under "none", or where blocks of hidden units are taken), in the memory of one block.
 
     Example:
         >>> W, b, w = jnp.array([[1.0, -1.0]]), jnp.array([0.0]), jnp.array([2.0])
