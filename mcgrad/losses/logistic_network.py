@@ -9,8 +9,8 @@ beta = -y (wᵀs + o):
     ∂f/∂x = -c y Wᵀ(s'⊙w)      ∂f/∂y = -c (wᵀs + o)    ∂f/∂mu = -c y wᵀ(∂a/∂mu)(z)
 
 The scores of this loss are z, its columns the hidden units; with the penalty l2 (‖W‖² + ‖w‖²).
-W is (hidden, features), b and w (hidden,), o a number, s' = sigma'(z). The literal exp(-f) exp(beta), in place
-of the logistic function, overflows from |beta| of about 89 on in float32.
+W is (hidden, features), b and w (hidden,), o a number, s' = sigma'(z). The literal exp(-f)
+exp(beta), in place of the logistic function, overflows from |beta| of about 89 on in float32.
 """
 
 import dataclasses
