@@ -315,4 +315,6 @@ def _checked_labels(labels: Array, sample_weight: Array | None) -> Array:
         require(not wrong.any(), "labels", "-1 or +1", f"{numbers[wrong][:1].tolist()}{hint}")
         return labels
     near = jnp.abs(jnp.abs(labels) - 1) <= TRACED_LABEL_RANGE
+    if sample_weight is not None:
+        near |= sample_weight == 0
     return labels * jnp.where(near, 1.0, jnp.nan)
