@@ -38,6 +38,8 @@ __all__ = [
 # Examples whose slopes are all zero need no products. A tile with few others is compacted to the
 # first of these fractions of its examples that holds them all.
 COMPACTIONS = (16, 4)
+# The gradients that are made of the slopes.
+PRODUCTS = {"weights", "inputs", "bias"}
 # Sums and differences of numbers below this share of the largest do not overflow.
 SHARE = 2.0**-8
 
@@ -196,7 +198,7 @@ def spare_scores(loss: ScoreLoss, scores: Array, data: Any) -> tuple[Array, Any,
     entries = {}
     for name, x in data.entries.items():
         entries[name], lost = spare(dead, x, lambda x: ~(jnp.abs(x) <= largest))
-        hidden += lost
+        hidden += jnp.asarray(lost, scores.dtype)
     return scores, data._replace(entries=entries), hidden
 
 
@@ -350,7 +352,7 @@ class _Loop(NamedTuple):
             return known, sums
         if not self.complete and columns is not None:
             state = {name: merged.over(columns) for name, merged in state.items()}
-        if true_class is not None and sums:
+        if true_class is not None and sums.keys() & PRODUCTS:
             slope = self.loss.true_slope(state, data.examples)
             slope = self.scale * close(examples, slope)
             sums = true_class.add(sums, slope, data.inputs)
@@ -408,18 +410,20 @@ class _Loop(NamedTuple):
             total = {name: total[name].combine(own[name]) for name in total}
         if not sums:
             return total, sums
-        known = self.complete or "state" in data.examples
-        slopes = tile_slopes(self.loss, tile, state, known)
-        slopes = scaled(scale, close(data.examples, slopes))
-        elsewhere = known and not (self.complete and columns is None)
-        active = self.active(own, tile, state if elsewhere else None, weight)
-        sums = self.add_products(sums, slopes, active, data, block)
         partials = {
             name: scaled(scale, finite(data.examples.get("dead"), partial))
             for name, partial in self.loss.tile_partials(tile, state).items()
             if name in sums
         }
-        return total, self.add_partials(sums, partials, block)
+        sums = self.add_partials(sums, partials, block)
+        if not sums.keys() & PRODUCTS:
+            return total, sums
+        known = self.complete or "state" in data.examples
+        slopes = tile_slopes(self.loss, tile, state, known)
+        slopes = scaled(scale, close(data.examples, slopes))
+        elsewhere = known and not (self.complete and columns is None)
+        active = self.active(own, tile, state if elsewhere else None, weight)
+        return total, self.add_products(sums, slopes, active, data, block)
 
     def active(self, own: State, tile: Tile, merged: State | None, weight: Array) -> Array | None:
         """The examples that need products: those with slopes, in fact or by a weight of NaN.
@@ -438,9 +442,7 @@ class _Loop(NamedTuple):
         self, sums: Named, slopes: Array, active: Array | None, data: Scores, block: Block
     ) -> Named:
         """The sums with a tile's Gᵀ X, G W and Gᵀ 1."""
-        names = [name for name in ("weights", "inputs", "bias") if name in sums]
-        if not names:
-            return sums
+        names = sorted(PRODUCTS & sums.keys())
         written = self.written & set(names)
         x, dtype = data.inputs, slopes.dtype
 

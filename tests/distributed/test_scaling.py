@@ -65,7 +65,7 @@ def test_the_programs_of_the_committed_run_agree():
         labels = 4 * MILLION["batch"] // case.mesh.data
         assert case.program.arguments == weights + inputs + labels
         assert 0 <= case.program.results - weights - inputs < 100  # The value.
-        assert 0.85 < case.cost.temporaries / case.program.temporaries < 1.3
+        assert 0.8 < case.cost.temporaries / case.program.temporaries < 2.5
 
 
 def test_what_the_page_says_of_the_tables():
