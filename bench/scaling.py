@@ -6,13 +6,12 @@ Beside it stand the formulas of this module, from which the tables of docs/scale
 """
 
 import argparse
-import contextlib
 import datetime
 import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,8 +92,8 @@ LOSSES = (
         ("columns features", "batch features", "batch: int32"),
         (0, 1),
         {
-            # True scores and slope counts, ∂/∂inputs.
-            "model": lambda n: 2 * n["batch"] + n["batch"] * n["features"],
+            # True scores, losses and slope counts, ∂/∂inputs.
+            "model": lambda n: 3 * n["batch"] + n["batch"] * n["features"],
             "data": lambda n: n["columns"] * n["features"],  # ∂/∂weights
         },
         {"batch": 2048, "columns": 8192, "features": 512},
@@ -105,7 +104,8 @@ LOSSES = (
         ("columns features", "batch features", "batch columns"),
         (0, 1),
         {
-            "model": lambda n: n["batch"] * n["features"],  # ∂/∂inputs
+            # Losses, ∂/∂inputs.
+            "model": lambda n: n["batch"] + n["batch"] * n["features"],
             "data": lambda n: n["columns"] * n["features"],  # ∂/∂weights
         },
         {"batch": 4096, "columns": 2048, "features": 512},
@@ -182,13 +182,18 @@ class Cost(NamedTuple):
         return 2 * self.weights + 2 * self.inputs + self.temporaries
 
 
+def accelerator_plan(part: Sizes) -> _blocks.Plan:
+    """The blocks of an accelerator for the part of a device."""
+    sizes = part["batch"], part["columns"], part["features"]
+    return _blocks.make_plan(*sizes, None, on=_blocks.ACCELERATOR)
+
+
 def hinge_cost(sizes: Sizes, mesh: Mesh, storage: int = SUM) -> Cost:
     """The linear hinge's value, ∂W and ∂X, for numbers stored in so many bytes."""
     n = mesh.part(sizes)
     weights, inputs = n["columns"] * n["features"], n["batch"] * n["features"]
-    with blocks_of_an_accelerator():
-        plan = _blocks.plan(n["batch"], n["columns"], None)
-    block = plan.size * (n["columns"] if plan.by_rows else n["batch"])
+    plan = accelerator_plan(n)
+    block = plan.size * (n["columns"] if plan.by_examples else n["batch"])
     # ∂W is summed where it stays, unless other devices share it or it is stored in half precision.
     working = ((mesh.data > 1) + (storage < SUM)) * weights
     if plan.whole:
@@ -206,17 +211,6 @@ def hinge_cost(sizes: Sizes, mesh: Mesh, storage: int = SUM) -> Cost:
     )
 
 
-@contextlib.contextmanager
-def blocks_of_an_accelerator() -> Iterator[None]:
-    """Take blocks as large as on an accelerator, here."""
-    before = dict(_blocks.BUDGET)
-    _blocks.BUDGET.clear()
-    try:
-        yield
-    finally:
-        _blocks.BUDGET.update(before)
-
-
 # What the compiler makes of it.
 
 
@@ -230,7 +224,7 @@ class Program(NamedTuple):
     temporaries: int
 
 
-def compiled(loss: Loss, sizes: Sizes, mesh: Mesh) -> Program:
+def compiled(loss: Loss, sizes: Sizes, mesh: Mesh, **options: Any) -> Program:
     """Value and gradients, compiled for as many of the devices as the mesh has."""
     axes = {name: size for name, size in mesh._asdict().items() if size > 1}
     function, place = loss.function, None
@@ -252,7 +246,7 @@ def compiled(loss: Loss, sizes: Sizes, mesh: Mesh) -> Program:
         where = place(jax.P(*spec)) if place else None
         return jax.ShapeDtypeStruct(shape, dtype or jnp.float32, sharding=where)
 
-    gradient = jax.jit(jax.value_and_grad(lambda *args: function(*args), loss.wrt))
+    gradient = jax.jit(jax.value_and_grad(lambda *args: function(*args, **options), loss.wrt))
     program = gradient.lower(*map(argument, loss.arrays)).compile()
     memory, text = program.memory_analysis(), program.as_text()
     assert memory is not None and text is not None  # There are both for a CPU.
@@ -342,10 +336,10 @@ def measure(quick: bool, console: Console) -> tuple[list[Point], list[Case]]:
             program = programs(loss.name, tuple(sizes.items()), mesh)
             formula = sent(loss, sizes, mesh)
             points.append(Point(loss.name, scaling, split, mesh, sizes, formula, program))
-        with blocks_of_an_accelerator():
-            for mesh in progress.track(million):
-                program = compiled(HINGE, MILLION, mesh)
-                cases.append(Case(mesh, hinge_cost(MILLION, mesh), program))
+        for mesh in progress.track(million):
+            size = accelerator_plan(mesh.part(MILLION)).size
+            program = compiled(HINGE, MILLION, mesh, block_size=size)
+            cases.append(Case(mesh, hinge_cost(MILLION, mesh), program))
     return points, cases
 
 

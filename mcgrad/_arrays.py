@@ -146,8 +146,8 @@ class Axes:
             given: Any = x
             with np.errstate(over="ignore"):
                 x = self.number(argument, given, "")
-            if isinstance(given, np.ndarray | np.generic) and _kind(given, jnp.floating):
-                limits = above is not None and bool(given > above)
+            if isinstance(given, np.ndarray | np.generic) and given.dtype.kind == "f":
+                limits = above is not None and float(given) > above
                 (x,) = rounded(x.dtype, limits=limits, **{argument: given})
         if above is not None:
             return _judged(argument, x, lambda x: x > above, f"a number > {above}")

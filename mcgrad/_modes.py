@@ -54,6 +54,7 @@ class Rule:
     backward: Callable[..., Any]
     static_argnames: tuple[str, ...] = ()
     layout: Layout | None = None  # how the arguments may be split over a mesh
+    arguments: tuple[str, ...] = ()  # the differentiable ones, where `plain` does not name them
 
     @property
     def rule(self) -> "Rule":
@@ -61,7 +62,13 @@ class Rule:
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
-        return inspect.signature(self.plain)
+        if not self.arguments:
+            return inspect.signature(self.plain)
+        one = inspect.Parameter
+        return inspect.Signature(
+            [one(name, one.POSITIONAL_OR_KEYWORD) for name in self.arguments]
+            + [one(name, one.KEYWORD_ONLY) for name in self.static_argnames]
+        )
 
     @functools.cached_property
     def argnames(self) -> tuple[str, ...]:
@@ -374,8 +381,10 @@ class _BoundRule:
 
 
 def _named(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
-    """Those options that are keyword-only parameters of the function."""
+    """Those options that are keyword-only parameters of the function; all if it takes any."""
     parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return options
     named = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
     return {name: value for name, value in options.items() if name in named}
 

@@ -11,9 +11,9 @@ the weights: they are divided by a power of two, and their sum neither overflows
 
 An example of weight 0, a dead one, contributes nothing, whatever its numbers are. If its loss is
 finite its weight still has a derivative; if not, that is 0 too. `drop_dead` takes out what is not
-finite in the data, `spare` and `close` what would become so on the way.
+finite in the data, `spare` and `closed_examples` what would become so on the way.
 
-Where a loss is split over a mesh, `losses` are this part's terms of the f_i, for its own examples.
+Over a mesh, `losses` are the f_i of this device's examples, the same on every shard of the columns.
 """
 
 import functools
@@ -35,7 +35,15 @@ from mcgrad._arrays import (
 )
 from mcgrad._split import WHOLE, Split
 
-__all__ = ["Reduction", "close", "dead_examples", "drop_dead", "finite", "spare", "spared"]
+__all__ = [
+    "Reduction",
+    "closed_examples",
+    "dead_examples",
+    "drop_dead",
+    "finite",
+    "spare",
+    "spared",
+]
 
 # An input beyond this share of the largest number may overflow in products with ordinary numbers.
 HEADROOM = 2.0**-20
@@ -85,12 +93,12 @@ class Reduction(NamedTuple):
             overflown = (s == 0) & ~jnp.isfinite(losses)
             losses, s = (jnp.where(overflown, 0, x) for x in (losses, s))
         if self.name == "none":
-            return self.split.over_columns(s * losses).reshape(self.batch)
+            return (s * losses).reshape(self.batch)
         if self.name == "sum":
-            return self.split.over_all(jnp.sum(s * losses))
+            return self.split.over_examples(jnp.sum(s * losses))
         s, norm, inverse, _ = self._shares(s, sample_weight is not None)
         total = jnp.sum(s * losses)
-        total, mean = self.split.over_all((total, jnp.sum(losses * (s * inverse))))
+        total, mean = self.split.over_examples((total, jnp.sum(losses * (s * inverse))))
         # The sum may overflow where the mean does not.
         return jnp.where(jnp.isfinite(total), total / norm, mean)
 
@@ -131,11 +139,11 @@ class Reduction(NamedTuple):
         ct = ct.astype(losses.dtype)
         if self.name == "mean":
             _, _, inverse, scale = self._shares(sample_weight, weighted=True)
-            mean = self.split.once(self._reduced(losses, sample_weight))
+            mean = self._reduced(losses, sample_weight)
             by_weight = ct * (inverse * (losses - mean)) / scale
         else:
             by_weight = ct.reshape(-1) * (losses + constant)
-        overflown = (sample_weight == 0) & ~jnp.isfinite(self.split.over_columns(losses))
+        overflown = (sample_weight == 0) & ~jnp.isfinite(losses)
         return jnp.where(overflown, 0, by_weight)
 
     def _shares(self, s: Array, weighted: bool) -> tuple[Array, Array, Array, Array]:
@@ -189,20 +197,19 @@ def spare(dead: Array | None, x: Array, bad: Callable[[Array], Array]) -> tuple[
     return jnp.where(mask, 0, x), jnp.where(lost, jnp.inf, jnp.zeros((), x.dtype))
 
 
-def close(dead: Array | None, inputs: Array, slopes: Array) -> Array:
-    """The slopes (examples, ...), constant 0 for dead examples whose inputs are nearly too large.
+def closed_examples(dead: Array, inputs: Array) -> Array:
+    """The dead examples whose inputs are nearly too large: their slopes are constants, 0.
 
     The slopes are 0 there, but a change of the weights times such inputs may overflow, and 0 * inf
     would be its part of a tangent or of a second derivative.
     """
-    if dead is None:
-        return slopes
-    return jnp.where(_rows(_huge(dead, inputs), slopes), 0, slopes)
+    largest = jnp.max(jnp.abs(inputs), axis=range(1, inputs.ndim), initial=0)
+    return dead & (largest > HEADROOM * float(jnp.finfo(inputs.dtype).max))
 
 
 def finite(dead: Array | None, x: Array) -> Array:
-    """x (examples,), with 0 for dead examples where it is not finite."""
-    return x if dead is None else jnp.where(dead & ~jnp.isfinite(x), 0, x)
+    """x (examples, ...), with 0 for dead examples where it is not finite."""
+    return x if dead is None else jnp.where(_rows(dead, x) & ~jnp.isfinite(x), 0, x)
 
 
 def spared(
@@ -215,16 +222,11 @@ def spared(
     if dead is None:
         return losses_of(scores)
     if inputs is not None:
-        huge = _rows(_huge(dead, inputs), scores)
+        huge = _rows(closed_examples(dead, inputs), scores)
         scores = jnp.where(huge, lax.stop_gradient(scores), scores)
     overflown = dead & ~jnp.isfinite(losses_of(lax.stop_gradient(scores)))
     losses = losses_of(jnp.where(_rows(overflown, scores), 0, scores))
     return jnp.where(overflown, jnp.inf, losses)
-
-
-def _huge(dead: Array, inputs: Array) -> Array:
-    largest = jnp.max(jnp.abs(inputs), axis=range(1, inputs.ndim), initial=0)
-    return dead & (largest > HEADROOM * float(jnp.finfo(inputs.dtype).max))
 
 
 def _rows(mask: Array, x: Array) -> Array:

@@ -59,12 +59,6 @@ class Split(NamedTuple):
         """The place of this part's first column among all."""
         return 0 if self.columns is None else lax.axis_index(self.columns) * own
 
-    def once(self, x: Array) -> Array:
-        """A term that every part of the columns holds, left to the first of them alone."""
-        if self.columns is None:
-            return x
-        return jnp.where(lax.axis_index(self.columns) == 0, x, jnp.zeros_like(x))
-
 
 WHOLE = Split()
 

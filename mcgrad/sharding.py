@@ -1,11 +1,11 @@
 """The same closed forms over a device mesh.
 
 Every device holds its part of the examples and of the columns (classes, outputs, hidden units), and
-runs the loss's own closed form on them inside a `shard_map`. What it finds are parts of sums:
+runs the loss's own closed form on them inside a `shard_map`. What it finds is merged:
 
-    the value                     summed over all parts
-    an argument's gradient        summed over the parts that share the argument
-    true scores and slope counts  of the hinge, and the network's outputs: over the columns' parts
+    the state of each example  over the shards of the columns, with it the true scores of a hinge
+    the value                  summed over the shards of the examples
+    an argument's gradient     summed over the axes along which it varies and the argument does not
 
 Nothing else is sent, and no argument that is split is ever gathered.
 """
@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from mcgrad._arrays import Array, require
 from mcgrad._modes import LossFunction, Prepare, Rule, check_loss
-from mcgrad._split import Split
+from mcgrad._split import Split, vary, varying
 
 __all__ = ["shard"]
 
@@ -76,11 +76,11 @@ def shard(
     of one part. All communication is by all-reduce, in the dtype of the sums (float32 for half
     precision). Numbers per device, for value and the gradients asked for:
 
-        hinge     over model_axis   2 batch/D (true scores, slope counts), ∂/∂inputs
+        hinge     over model_axis   3 batch/D (true scores, losses, slope counts), ∂/∂inputs
                   over batch_axis   ∂/∂weights, ∂/∂bias
-        squares   over model_axis   ∂/∂inputs
+        squares   over model_axis   batch/D (losses), ∂/∂inputs
                   over batch_axis   ∂/∂weights, ∂/∂bias
-        network   over model_axis   batch/D (outputs), ∂/∂inputs, ∂/∂labels
+        network   over model_axis   batch/D (outputs), ∂/∂inputs
                   over batch_axis   ∂ of the three weights
         penalty   over model_axis   ∂/∂covariance
         moments   over model_axis   ∂/∂moments.inputs
@@ -203,10 +203,10 @@ class _ShardedRule(Rule):
         return jax.P(*(tuple(filter(None, dimension)) or None for dimension in axes))
 
     def summed(self, cotangent: Array, spec: jax.P) -> Array:
-        """The sum over the parts that share the argument."""
-        own = set(itertools.chain(*_names(spec)))
-        shared = tuple(axis for axis in self.split if axis is not None and axis not in own)
-        return lax.psum(cotangent, shared) if shared else cotangent
+        """The sum over the axes along which the cotangent varies and the argument does not."""
+        own = frozenset(itertools.chain(*_names(spec)))
+        shared = tuple(sorted(varying(cotangent) - own))
+        return vary(lax.psum(cotangent, shared) if shared else cotangent, own)
 
     def laid_out(self, x: Array, spec: jax.P) -> Array:
         """With explicit axes a `shard_map` takes only what its type says is split as it should."""

@@ -227,6 +227,18 @@ def weston_watkins_loss(
     }
 
 
+def _penalise(outputs, penalty, sample_weight, reduction, cotangent, by_weight):
+    """The outputs with a penalty on each example; its cotangent, and those of the weights."""
+    # Under "mean" the shares add up to one, so the regulariser counts once.
+    times = [1]
+    if reduction != "mean":
+        times = sample_weight if reduction == "none" else [total(sample_weight)]
+        each = cotangent if reduction == "none" else cotangent * len(sample_weight)
+        by_weight = [g + ct * penalty for g, ct in zip(by_weight, each, strict=True)]
+    penalised = [out + time * penalty for out, time in zip(outputs, times, strict=True)]
+    return penalised, dot(cotangent, times), by_weight
+
+
 def linear_weston_watkins_loss(
     weights,
     inputs,
@@ -258,17 +270,12 @@ def linear_weston_watkins_loss(
         **hinge,
     )
     norm = squared_norm(weights)
-    # Under "mean" the shares add up to one, so the regulariser counts once.
-    times = [1]
-    by_weight = gradients["sample_weight"]
-    if reduction != "mean":
-        times = sample_weight if reduction == "none" else [total(sample_weight)]
-        each = cotangent if reduction == "none" else cotangent * len(sample_weight)
-        by_weight = [g + ct * (l2 * norm) for g, ct in zip(by_weight, each, strict=True)]
     h = gradients.pop("scores")
-    by_penalty = dot(cotangent, times)
+    penalised, by_penalty, by_weight = _penalise(
+        outputs, l2 * norm, sample_weight, reduction, cotangent, gradients["sample_weight"]
+    )
     data = product(transpose(h), inputs)
-    return [out + time * (l2 * norm) for out, time in zip(outputs, times, strict=True)], {
+    return penalised, {
         **gradients,
         "weights": [
             [g + 2 * (by_penalty * (l2 * w)) for g, w in zip(*rows, strict=True)]
@@ -463,6 +470,8 @@ def logistic_network_loss(
     cotangent,
     activation="sigmoid",
     mu=None,
+    output_bias=0,
+    l2=0,
     sample_weight=None,
     reduction="mean",
 ):
@@ -475,7 +484,11 @@ def logistic_network_loss(
         for x in inputs
     ]
     values, slopes, rates = ([[unit[part] for unit in row] for row in units] for part in range(3))
-    outputs_of_network = [dot(output_weights, s) for s in values]
+    # One sum, bias included: its terms may be added in any order.
+    outputs_of_network = [
+        total([output_bias, *(w * u for w, u in zip(output_weights, s, strict=True))])
+        for s in values
+    ]
     betas = [-(y * out) for y, out in zip(labels, outputs_of_network, strict=True)]
     outputs, by_loss, by_weight = _reduce(
         [softplus(beta) for beta in betas], sample_weight, reduction, cotangent
@@ -486,10 +499,22 @@ def logistic_network_loss(
         [ct * (slope * w) for slope, w in zip(row, output_weights, strict=True)]
         for ct, row in zip(by_output, slopes, strict=True)
     ]
-    return outputs, {
-        "hidden_weights": product(transpose(by_hidden), inputs),
+    norm = squared_norm([*hidden_weights, output_weights])
+    penalised, by_penalty, by_weight = _penalise(
+        outputs, l2 * norm, sample_weight, reduction, cotangent, by_weight
+    )
+    return penalised, {
+        "hidden_weights": [
+            [g + 2 * (by_penalty * (l2 * w)) for g, w in zip(*rows, strict=True)]
+            for rows in zip(product(transpose(by_hidden), inputs), hidden_weights, strict=True)
+        ],
         "hidden_bias": [total(column) for column in transpose(by_hidden)],
-        "output_weights": [dot(by_output, column) for column in transpose(values)],
+        "output_weights": [
+            dot(by_output, column) + 2 * (by_penalty * (l2 * w))
+            for column, w in zip(transpose(values), output_weights, strict=True)
+        ],
+        "output_bias": total(by_output),
+        "l2": by_penalty * norm,
         "inputs": product(by_hidden, hidden_weights),
         "labels": [-(ct * out) for ct, out in zip(by_beta, outputs_of_network, strict=True)],
         "mu": total(

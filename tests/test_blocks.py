@@ -14,7 +14,7 @@ import pytest
 
 import mcgrad
 from mcgrad import _blocks
-from mcgrad.losses import _linear
+from mcgrad.losses import _scores
 from tests.conftest import precision
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (5, 3), (3, 5), (13, 11), (11, 13), (8, 8), (200, 17), (70, 149)]
@@ -162,24 +162,38 @@ def test_active_rows_are_chosen_per_tile():
     gradient = jax.grad(loss, argnums=(0, 1))
     text = jax.jit(gradient).lower(*shapes).as_text()
     assert "stablehlo.case" in text
-    for fraction in _linear.COMPACTIONS:
+    for fraction in _scores.COMPACTIONS:
         assert f"tensor<{256 // fraction}x64xf32>" in text
     smooth = jax.jit(lambda w, x, t: jax.grad(loss, argnums=(0, 1))(w, x, t, mu=5.0))
     assert "stablehlo.case" not in smooth.lower(*shapes).as_text()
 
 
-@pytest.mark.parametrize("rows_only", [False, True])
-def test_the_walk_covers_every_index_once(rows_only):
+@pytest.mark.parametrize("slopes_need_state", [False, True])
+def test_the_blocks_cover_every_index_once(slopes_need_state):
     for rows, columns, block in itertools.product([0, 1, 5, 12], [1, 3, 13], [None, 1, 4, 5, 99]):
-        plan = _blocks.plan(rows, columns, block, rows_only=rows_only)
-        assert plan.by_rows or not rows_only
-        length = rows if plan.by_rows else columns
+        plan = _blocks.make_plan(rows, columns, 3, block, slopes_need_state=slopes_need_state)
+        length = rows if plan.by_examples else columns
 
-        def body(counts, start, size):
-            return counts.at[start + jnp.arange(size)].add(1)
+        def body(counts, block):
+            index = block.start + jnp.arange(block.size)
+            return counts.at[index].add(
+                1 if block.fresh is None else jnp.where(index < block.fresh, 0, 1)
+            )
 
-        counts = _blocks.walk(body, jnp.zeros(length, int), length, plan.size)
+        counts = _blocks.loop_over_blocks(body, jnp.zeros(length, int), length, plan.size)
         assert counts.tolist() == [1] * length
+
+
+def test_what_an_overlapping_block_writes_is_written_over():
+    x = jnp.arange(11)
+
+    def body(out, block):
+        own = _blocks.read_block(x, block)
+        if block.fresh is not None:
+            own = jnp.where(block.start + jnp.arange(block.size) < block.fresh, -1, own)
+        return _blocks.write_block(out, own, block)
+
+    assert _blocks.loop_over_blocks(body, jnp.zeros(11, int), 11, 4).tolist() == x.tolist()
 
 
 LOSSES = {

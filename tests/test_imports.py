@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "mcgrad"
 FLOORS = [
     {"_arrays"},
     {"_split"},
-    {"_blocks", "_modes", "_ramp", "_reduction"},
+    {"_blocks", "_merge", "_modes", "_ramp", "_reduction"},
     {"losses"},
     {"checking", "sharding"},
     {""},

@@ -117,13 +117,14 @@ def test_every_index_holds_the_axis_that_it_points_into(name):
 @pytest.mark.parametrize(
     ("length", "size"), [(LARGE, 2**29), (2**32 - 1, 2**30), (LARGE, 2**31), (2**31, 2**30)]
 )
-def test_the_walk_starts_every_block_where_the_last_one_ended(length, size):
-    def body(carry, start, size):
+def test_every_block_starts_where_it_should(length, size):
+    def body(carry, block):
         count, starts = carry
-        return count + 1, starts.at[count].set(jnp.asarray(start, jnp.uint32))
+        return count + 1, starts.at[count].set(jnp.asarray(block.start, jnp.uint32))
 
-    count, starts = _blocks.walk(body, (0, jnp.zeros(8, jnp.uint32)), length, size)
-    assert starts[:count].tolist() == [*range(0, length, size)]
+    count, starts = _blocks.loop_over_blocks(body, (0, jnp.zeros(8, jnp.uint32)), length, size)
+    ragged = [length - size] if length % size else []
+    assert starts[:count].tolist() == [*ragged, *range(0, length - length % size, size)]
 
 
 def test_what_no_index_holds_is_refused():

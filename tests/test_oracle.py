@@ -260,6 +260,29 @@ CASES = {
         {"saturated": {"hidden_bias": between(6, 9)}},
     ),
     "network, softplus": Case("logistic_network_loss", NETWORK, {"activation": "softplus"}),
+    "network, penalised": Case(
+        "logistic_network_loss",
+        NETWORK | {"output_bias": (), "l2": (), "sample_weight": (4,)},
+        {},
+        {"tiny l2, huge weights": {"hidden_weights": 1e27, "inputs": 1e-27, "l2": 1e-35}},
+    ),
+    "network, penalised, sum, blocks of hidden units": Case(
+        "logistic_network_loss",
+        NETWORK
+        | {
+            "output_bias": (),
+            "l2": (),
+            "hidden_weights": (5, 3),
+            "hidden_bias": (5,),
+            "output_weights": (5,),
+        },
+        {"activation": "tanh", "reduction": "sum", "block_size": 2},
+    ),
+    "network, penalised, none": Case(
+        "logistic_network_loss",
+        NETWORK | {"output_bias": (), "l2": (), "sample_weight": (4,)},
+        {"reduction": "none"},
+    ),
     "network, identity": Case(
         "logistic_network_loss",
         NETWORK,

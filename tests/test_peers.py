@@ -30,6 +30,7 @@ NETWORK = {
     "output_weights": RNG.normal(size=HIDDEN),
     "inputs": INPUTS,
     "labels": RNG.choice([-1.0, 1.0], EXAMPLES),
+    "output_bias": np.asarray(0.3),
 }
 ACTIVATIONS = {
     "sigmoid": torch.sigmoid,
@@ -99,8 +100,9 @@ def test_sum_of_squared_errors():
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_soft_margin_loss_of_a_network(activation, reduction):
-    def peer(hidden_weights, hidden_bias, output_weights, inputs, labels):
-        scores = ACTIVATIONS[activation](inputs @ hidden_weights.T + hidden_bias) @ output_weights
+    def peer(hidden_weights, hidden_bias, output_weights, inputs, labels, output_bias):
+        hidden = ACTIVATIONS[activation](inputs @ hidden_weights.T + hidden_bias)
+        scores = hidden @ output_weights + output_bias
         losses = torch.nn.functional.softplus(-labels * scores)
         return {"mean": losses.mean(), "sum": losses.sum(), "none": losses}[reduction]
 

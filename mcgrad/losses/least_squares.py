@@ -16,7 +16,7 @@ W is (outputs, features), M (features, features) symmetric, C (outputs, features
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,13 @@ from mcgrad._arrays import (
     product,
     promoted,
 )
-from mcgrad._blocks import Plan, check_block_size, plan, take
+from mcgrad._blocks import check_block_size
+from mcgrad._merge import Sum
 from mcgrad._modes import Rule, public
-from mcgrad._reduction import Reduction, dead_examples, drop_dead, spare, spared
+from mcgrad._reduction import Reduction, drop_dead
 from mcgrad._split import automatic
-from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
+from mcgrad.losses._linear import linear_rule
+from mcgrad.losses._scores import ScoreLoss, Tile
 
 __all__ = [
     "LeastSquaresMoments",
@@ -48,69 +50,37 @@ __all__ = [
 ]
 
 
-def _equation(weights, inputs, targets, bias, sample_weight, *, reduction, block_size):
-    residuals = linear_scores(weights, inputs, bias, reduction.accumulator)
-    residuals -= targets.astype(residuals.dtype)
-    dead = dead_examples(sample_weight)
-    losses = spared(lambda r: jnp.sum(jnp.square(r), 1), residuals, dead, inputs)
-    return reduction.value(losses, sample_weight)
+@dataclasses.dataclass(frozen=True)
+class _LeastSquares(ScoreLoss):
+    entry_arguments = ("targets",)
 
+    @property
+    def score_exponent(self) -> float:
+        return 1 / 2
 
-class _Examples(NamedTuple):
-    """What a tile knows of its examples."""
+    def equation(self, scores, data) -> Array:
+        """f = ‖s - v‖²"""
+        return jnp.sum(jnp.square(scores - data["targets"].astype(scores.dtype)), 1)
 
-    targets: Array
-    scale: Array  # the cotangent of the example's loss
-    dead: Array | None  # whether its weight is 0
+    def kinds(self, needs):
+        return {"squares": Sum}
 
+    def state(self, tile: Tile):
+        return {"squares": tile.sum(jnp.square(self._residuals(tile)))}
 
-def _tile(scores, examples: _Examples, first) -> Tile:
-    """‖r‖² over the outputs of a tile, and its slopes scale * 2 r."""
-    targets = take(examples.targets, first, scores.shape[1], axis=1)
-    r = scores - targets.astype(scores.dtype)
-    largest = float(jnp.finfo(r.dtype).max) ** 0.5
-    r, lost = spare(examples.dead, r, lambda r: ~(jnp.abs(r) < largest))
-    losses = jnp.sum(jnp.square(r), 1) + lost
-    return Tile(rows=(losses,), slopes=2 * examples.scale[:, None] * r)
+    def value(self, state, examples) -> Array:
+        return state["squares"].value
 
+    def slopes(self, tile: Tile, state) -> Array:
+        """2 r"""
+        return 2 * self._residuals(tile)
 
-def _forward(weights, inputs, targets, bias, sample_weight, *, reduction, block_size, wanted):
-    args = weights, inputs, targets, bias, sample_weight
-    scale = reduction.unit_rows(inputs, sample_weight)
-    walk = plan(inputs.shape[0], weights.shape[0], block_size)
-    now = wanted if one_pass(reduction, walk) else frozenset()
-    sums = _sums(args, scale, walk, now, rows=(True,))
-    return reduction.value(sums.rows[0], sample_weight), (args, sums)
+    def tile_partials(self, tile: Tile, state):
+        return {"targets": -2 * self._residuals(tile)}
 
-
-def _backward(residuals, ct, *, reduction, block_size, wanted):
-    args, sums = residuals
-    weights, inputs, _, _, sample_weight = args
-    losses = sums.rows[0]
-    rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
-    walk = plan(inputs.shape[0], weights.shape[0], block_size)
-    if one_pass(reduction, walk):
-        sums = sums.times(factor)
-    else:
-        sums = _sums(args, factor * rows, walk, wanted)
-    return (
-        sums.weights,  # 2 r uᵀ
-        sums.inputs,  # 2 Wᵀr
-        -sums.scores,  # -2 r
-        sums.bias,  # 2 r
-        reduction.by_sample_weight(ct, losses, sample_weight),
-    )
-
-
-def _sums(args, scale, walk: Plan, wanted, rows=()) -> Sums:
-    """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    weights, inputs, targets, bias, sample_weight = args
-    examples = _Examples(targets, scale, dead_examples(sample_weight))
-    wanted = wanted - {"targets"} | ({"scores"} if "targets" in wanted else frozenset())
-    return sum_over_tiles(
-        _tile, examples, weights, inputs, bias,
-        plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
-    )  # fmt: skip
+    def _residuals(self, tile: Tile) -> Array:
+        """r = s - v"""
+        return tile.scores - tile.entries["targets"].astype(tile.scores.dtype)
 
 
 def _draw(key, batch, dtype, *, smooth):
@@ -126,18 +96,13 @@ def _draw(key, batch, dtype, *, smooth):
     return args, {"bias": bias, "sample_weight": sample_weight}
 
 
-def _layout(args, *, reduction, **_):
-    specs = {
-        "weights": jax.P("columns"),
-        "inputs": jax.P("examples"),
-        "targets": jax.P("examples", "columns"),
-        "bias": jax.P("columns"),
-        "sample_weight": jax.P("examples"),
-    }
-    return specs, reduction.spec
-
-
-@public(Rule(_equation, _forward, _backward, ("reduction", "block_size"), _layout), _draw)
+@public(
+    linear_rule(
+        _LeastSquares,
+        arguments=("weights", "inputs", "targets", "bias", "sample_weight"),
+    ),
+    _draw,
+)
 def linear_least_squares_loss(
     weights: Float[ArrayLike, "outputs features"],
     inputs: Float[ArrayLike, "*batch features"],
@@ -315,8 +280,9 @@ def _moment_equation(weights, moments, *, reduction):
 def _moment_forward(weights, moments, *, reduction):
     moments, share, scale = _scaled(moments, reduction)
     half = product(weights, moments.inputs, weights.dtype) - moments.cross
-    total = jnp.sum(weights * (half - moments.cross)) + reduction.split.once(moments.targets)
-    value = reduction.split.over_columns(total) * share
+    own = jnp.sum(weights * (half - moments.cross))
+    total = reduction.split.over_columns(own) + moments.targets
+    value = total * share
     return value.astype(reduction.dtype), (weights, half, total, share, scale)
 
 
@@ -326,7 +292,7 @@ def _moment_backward(residuals, ct, *, reduction):
     by_moments = LeastSquaresMoments(
         inputs=(each * weights).T @ weights / scale,  # WᵀW
         cross=-2 * each * weights / scale,  # -2 W
-        targets=reduction.split.once(each) / scale,
+        targets=each / scale,
         weight=-each * (share * total) / scale if reduction.name == "mean" else 0 * each,
     )
     return 2 * each * half, by_moments  # 2 (W M - C)

@@ -1,17 +1,19 @@
 """The logistic loss of a network with one hidden layer.
 
 For an input x (features,) and a label y of -1 or +1, with z = W x + b, s = sigma(z) and
-beta = -y wᵀs:
+beta = -y (wᵀs + o):
 
     f = log(1 + exp(beta)) = softplus(beta)        c = logistic(beta)
 
-    ∂f/∂W = -c y (s'⊙w) xᵀ     ∂f/∂b = -c y (s'⊙w)     ∂f/∂w = -c y s
-    ∂f/∂x = -c y Wᵀ(s'⊙w)      ∂f/∂y = -c wᵀs          ∂f/∂mu = -c y wᵀ(∂a/∂mu)(z)
+    ∂f/∂W = -c y (s'⊙w) xᵀ     ∂f/∂b = -c y (s'⊙w)     ∂f/∂w = -c y s     ∂f/∂o = -c y
+    ∂f/∂x = -c y Wᵀ(s'⊙w)      ∂f/∂y = -c (wᵀs + o)    ∂f/∂mu = -c y wᵀ(∂a/∂mu)(z)
 
-W is (hidden, features), b and w (hidden,), s' = sigma'(z). The literal exp(-f) exp(beta), in place
-of the logistic function, overflows from |beta| of about 89 on in float32.
+The scores of this loss are z, its columns the hidden units; with the penalty l2 (‖W‖² + ‖w‖²).
+W is (hidden, features), b and w (hidden,), o a number, s' = sigma'(z). The literal exp(-f)
+exp(beta), in place of the logistic function, overflows from |beta| of about 89 on in float32.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,12 +32,13 @@ from mcgrad._arrays import (
     require,
     rounded,
 )
-from mcgrad._blocks import Plan, check_block_size, plan
-from mcgrad._modes import Rule, public
+from mcgrad._blocks import check_block_size
+from mcgrad._merge import Sum
+from mcgrad._modes import public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._reduction import Reduction, dead_examples, drop_dead, finite, spare, spared
-from mcgrad._split import Split
-from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
+from mcgrad._reduction import Reduction, drop_dead
+from mcgrad.losses._linear import linear_rule
+from mcgrad.losses._scores import ScoreLoss, Tile
 
 __all__ = ["Activation", "logistic_network_loss"]
 
@@ -65,113 +68,63 @@ def _activation(activation: str | Activation, mu: Array | None) -> Activation:
     return ACTIVATIONS[activation] if isinstance(activation, str) else activation
 
 
-def _equation(
-    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight,
-    *, activation, reduction, block_size,
-):  # fmt: skip
-    z = linear_scores(hidden_weights, inputs, hidden_bias, reduction.accumulator)
-    sigma = _activation(activation, mu).value
+@dataclasses.dataclass(frozen=True)
+class _LogisticNetwork(ScoreLoss):
+    slopes_need_state = True
+    example_arguments = ("labels",)
+    column_arguments = ("output_weights",)
+    scalar_arguments = ("mu",)
 
-    def losses_of(z: Array) -> Array:
-        return jax.nn.softplus(-labels * (sigma(z) @ output_weights))
+    output_bias: Array | None
+    mu: Array | None
+    activation: str | Activation
 
-    losses = spared(losses_of, z, dead_examples(sample_weight), inputs)
-    return reduction.value(losses, sample_weight)
+    def equation(self, scores, data) -> Array:
+        """f = softplus(-y (wᵀ sigma(z) + o)), where the scores are z"""
+        output = self._sigma.value(scores) @ data["output_weights"]
+        return jax.nn.softplus(-data["labels"] * self._biased(output))
 
+    def kinds(self, needs):
+        return {"output": Sum}
 
-class _Examples(NamedTuple):
-    """What a tile knows of its examples."""
+    def state(self, tile: Tile):
+        w = tile.columns["output_weights"]
+        return {"output": tile.sum(self._sigma.value(tile.scores) * w[None])}  # wᵀs
 
-    labels: Array
-    scale: Array  # the cotangent of the example's loss
-    dead: Array | None  # whether its weight is 0
+    def value(self, state, examples) -> Array:
+        return jax.nn.softplus(-examples["labels"] * self._biased(state["output"].value))
 
+    def slopes(self, tile: Tile, state) -> Array:
+        """-c y (s'⊙w)"""
+        w = tile.columns["output_weights"]
+        each = self._by_output(state, tile.examples)
+        return each[:, None] * (self._sigma.slope(tile.scores) * w[None])
 
-def _tile(z, examples: _Examples, *, output_weights, activation, mu, split: Split) -> Tile:
-    """f, ∂f/∂y and ∂f/∂mu of the examples of a tile; its slopes and ∂/∂w, times scale."""
-    sigma, y = _activation(activation, mu), examples.labels
-    z, lost = spare(examples.dead, z, lambda z: ~jnp.isfinite(z))
-    s = sigma.value(z)
-    output = split.over_columns(s @ output_weights)
-    output, lost_too = spare(examples.dead, output, lambda output: ~jnp.isfinite(output))
-    beta = -y * output
-    c = jax.nn.sigmoid(beta)
-    each = -c * y * examples.scale
-    return Tile(
-        rows=(
-            split.once(jax.nn.softplus(beta)) + lost + lost_too,
-            split.once(-c * output),
-            -c * y * (ramp_by_mu(z, mu) @ output_weights),
-        ),
-        slopes=each[:, None] * (sigma.slope(z) * output_weights[None]),  # -c y (s'⊙w)
-        columns=each @ s,  # -c y s
-    )
+    def partials(self, state, examples):
+        by_output = self._by_output(state, examples)
+        output = self._biased(state["output"].value)
+        c = jax.nn.sigmoid(-examples["labels"] * output)
+        return {"output_bias": by_output, "labels": -c * output}  # -c y, -c (wᵀs + o)
 
+    def tile_partials(self, tile: Tile, state):
+        each = self._by_output(state, tile.examples)
+        partials = {"output_weights": each[:, None] * self._sigma.value(tile.scores)}  # -c y s
+        if self.mu is not None:
+            by_mu = ramp_by_mu(tile.scores, self.mu) * tile.columns["output_weights"][None]
+            partials["mu"] = each * tile.sum(by_mu).value
+        return partials
 
-def _forward(
-    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight,
-    *, activation, reduction, block_size, wanted,
-):  # fmt: skip
-    args = hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight
-    scale = reduction.unit_rows(inputs, sample_weight)
-    walk = _plan(args, block_size)
-    now = wanted if one_pass(reduction, walk) else frozenset()
-    rows = True, "labels" in wanted, "mu" in wanted
-    sums = _sums(args, scale, activation, walk, now, reduction.split, rows)
-    return reduction.value(sums.rows[0], sample_weight), (args, sums)
+    def _by_output(self, state, examples) -> Array:
+        """-c y, with c = logistic(-y (wᵀs + o))"""
+        y = examples["labels"]
+        return -jax.nn.sigmoid(-y * self._biased(state["output"].value)) * y
 
+    def _biased(self, output: Array) -> Array:
+        return output if self.output_bias is None else output + self.output_bias
 
-def _backward(residuals, ct, *, activation, reduction, block_size, wanted):
-    args, sums = residuals
-    *_, inputs, _, _, sample_weight = args
-    losses, by_label, by_mu = sums.rows
-    dead = dead_examples(sample_weight)
-    rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
-    walk = _plan(args, block_size)
-    if one_pass(reduction, walk):
-        sums = sums.times(factor)
-    else:
-        sums = _sums(args, factor * rows, activation, walk, wanted, reduction.split)
-    return (
-        sums.weights,  # -c y (s'⊙w) xᵀ
-        sums.bias,  # -c y (s'⊙w)
-        sums.columns,  # -c y s
-        sums.inputs,  # -c y Wᵀ(s'⊙w)
-        factor * rows * by_label,  # -c wᵀs
-        factor * (rows @ finite(dead, by_mu)) if "mu" in wanted else None,
-        reduction.by_sample_weight(ct, losses, sample_weight),
-    )
-
-
-def _plan(args, block_size) -> Plan:
-    """Only the examples are walked: beta needs every hidden unit."""
-    hidden_weights, _, _, inputs, *_ = args
-    return plan(inputs.shape[0], hidden_weights.shape[0], block_size, rows_only=True)
-
-
-FIELDS = {
-    "hidden_weights": "weights",
-    "hidden_bias": "bias",
-    "output_weights": "columns",
-    "inputs": "inputs",
-}
-
-
-def _sums(args, scale, activation, walk, wanted, split, rows=()) -> Sums:
-    """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight = args
-    examples = _Examples(labels, scale, dead_examples(sample_weight))
-
-    def tile(z: Array, examples: _Examples, first: Any) -> Tile:
-        return _tile(
-            z, examples, output_weights=output_weights, activation=activation, mu=mu, split=split
-        )
-
-    return sum_over_tiles(
-        tile, examples, hidden_weights, inputs, hidden_bias,
-        plan=walk, dtype=scale.dtype, rows=rows,
-        wanted=frozenset(FIELDS[name] for name in wanted if name in FIELDS),
-    )  # fmt: skip
+    @property
+    def _sigma(self) -> Activation:
+        return _activation(self.activation, self.mu)
 
 
 def _draw(key, batch, dtype, *, smooth):
@@ -184,27 +137,30 @@ def _draw(key, batch, dtype, *, smooth):
         jax.random.normal(keys[3], (*batch, 3), dtype),
         jnp.where(jax.random.bernoulli(keys[4], 0.5, batch), 1, -1).astype(dtype),
     )
-    options = {"sample_weight": jax.random.uniform(keys[5], batch, dtype, 0.5, 2.0)}
+    options = {
+        "output_bias": jnp.asarray(0.25, dtype),
+        "l2": jnp.asarray(0.1, dtype),
+        "sample_weight": jax.random.uniform(keys[5], batch, dtype, 0.5, 2.0),
+    }
     if smooth:
         options |= {"activation": "relu", "mu": jnp.asarray(1.5, dtype)}
     return args, options
 
 
-def _layout(args, *, reduction, **_):
-    specs = {
-        "hidden_weights": jax.P("columns"),
-        "hidden_bias": jax.P("columns"),
-        "output_weights": jax.P("columns"),
-        "inputs": jax.P("examples"),
-        "labels": jax.P("examples"),
-        "sample_weight": jax.P("examples"),
-    }
-    return specs, reduction.spec
-
-
 @public(
-    Rule(_equation, _forward, _backward, ("activation", "reduction", "block_size"), _layout), _draw
-)
+    linear_rule(
+        _LogisticNetwork,
+        weights="hidden_weights",
+        bias="hidden_bias",
+        penalised=("hidden_weights", "output_weights"),
+        arguments=(
+            "hidden_weights", "hidden_bias", "output_weights", "inputs", "labels",
+            "output_bias", "l2", "mu", "sample_weight",
+        ),
+        options=("activation",),
+    ),
+    _draw,
+)  # fmt: skip
 def logistic_network_loss(
     hidden_weights: Float[ArrayLike, "hidden features"],
     hidden_bias: Float[ArrayLike, " hidden"],
@@ -214,6 +170,8 @@ def logistic_network_loss(
     *,
     activation: str | Activation = "sigmoid",
     mu: Float[ArrayLike, ""] | float | None = None,
+    output_bias: Float[ArrayLike, ""] | float | None = None,
+    l2: Float[ArrayLike, ""] | float = 0.0,
     sample_weight: Float[ArrayLike, "*batch"] | None = None,
     reduction: str = "mean",
     block_size: int | None = None,
@@ -222,12 +180,13 @@ def logistic_network_loss(
 
     For an input x and a label y of -1 or +1, with z = W x + b and s = sigma(z):
 
-        f = log(1 + exp(-y wᵀs))
+        f = log(1 + exp(-y (wᵀs + o))) + l2 (‖W‖² + ‖w‖²)
 
-    Gradient, with c = logistic(-y wᵀs) and s' = sigma'(z):
+    Gradient, with c = logistic(-y (wᵀs + o)) and s' = sigma'(z):
 
-        ∂f/∂W = -c y (s'⊙w) xᵀ    ∂f/∂b = -c y (s'⊙w)    ∂f/∂w = -c y s
-        ∂f/∂x = -c y Wᵀ(s'⊙w)     ∂f/∂y = -c wᵀs         ∂f/∂mu = -c y wᵀ ∂a/∂mu(z)
+        ∂f/∂W = -c y (s'⊙w) xᵀ + 2 l2 W    ∂f/∂b = -c y (s'⊙w)     ∂f/∂w = -c y s + 2 l2 w
+        ∂f/∂x = -c y Wᵀ(s'⊙w)              ∂f/∂y = -c (wᵀs + o)    ∂f/∂o = -c y
+        ∂f/∂mu = -c y wᵀ ∂a/∂mu(z)         ∂f/∂l2 = ‖W‖² + ‖w‖²
 
     and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. With a ReLU the
     slope at a tie, z = 0, is 1, and second derivatives take it as constant on either side.
@@ -244,10 +203,13 @@ def logistic_network_loss(
         activation: sigma: "sigmoid" (default), "tanh", "relu", "softplus", "identity", or an
             `Activation(value, slope)`, whose parts must be functions of one array, hashable.
         mu: sharpness of a smooth ReLU, > 0; None (default) for the exact one. Only with "relu".
+        output_bias: o, a number added to the output, not penalised. Default: none.
+        l2: penalty on both weights, >= 0. Part of every example's loss: it counts once under
+            "mean". Default 0.
         sample_weight: (*batch,), >= 0; an example of weight 0 adds nothing, even if it holds NaN.
         reduction: "mean" (default; divides by the sum of the sample weights), "sum" or "none".
-        block_size: how many examples are taken at a time; None (default) chooses by the device's
-            cache or memory.
+        block_size: how many examples, or hidden units if there are more of those, are taken at a
+            time; None (default) chooses by the device's cache or memory.
 
     Returns:
         A scalar, or (*batch,) for reduction "none", in the promoted dtype of the float arguments;
@@ -259,7 +221,7 @@ def logistic_network_loss(
         TypeError: a dtype is wrong.
 
     Cost: one matrix product for the value and one for each of ∂W and ∂x that is asked for (one more
-    under "none"), in the memory of one block of hidden units.
+    under "none", or where blocks of hidden units are taken), in the memory of one block.
 
     Example:
         >>> W, b, w = jnp.array([[1.0, -1.0]]), jnp.array([0.0]), jnp.array([2.0])
@@ -290,7 +252,9 @@ def logistic_network_loss(
     if sample_weight is not None:
         sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
     check_block_size(block_size)
-    rest = hidden_bias, output_weights, labels, mu, sample_weight
+    output_bias = None if output_bias is None else axes.scalar("output_bias", output_bias)
+    l2 = axes.scalar("l2", l2, least=0)
+    rest = hidden_bias, output_weights, labels, output_bias, l2, mu, sample_weight
     over = Reduction.of(reduction, axes, hidden_weights, inputs, *rest)
     labels = _checked_labels(labels, sample_weight)
     if sample_weight is not None:
@@ -300,8 +264,14 @@ def logistic_network_loss(
     hidden_bias, output_weights, labels, sample_weight = promoted(
         over.accumulator, hidden_bias, output_weights, labels, sample_weight
     )
+    # A penalty that is absent need not read the weights.
+    penalty = None if isinstance(l2, float) and l2 == 0 else l2
+    output_bias, l2 = rounded(over.accumulator, output_bias=output_bias, l2=penalty)
     (mu,) = rounded(over.accumulator, limits=True, mu=mu)
-    args = hidden_weights, hidden_bias, output_weights, inputs, labels, mu, sample_weight
+    args = (
+        hidden_weights, hidden_bias, output_weights, inputs, labels,
+        output_bias, l2, mu, sample_weight,
+    )  # fmt: skip
     return args, {"activation": activation, "reduction": over, "block_size": block_size}
 
 

@@ -27,7 +27,7 @@ from mcgrad._arrays import (
     require,
     rounded,
 )
-from mcgrad._blocks import plan, put, take, walk
+from mcgrad._blocks import Block, device, even, loop_over_blocks, read_block, write_block
 from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
 from mcgrad._reduction import Reduction
@@ -49,25 +49,26 @@ def _forward(x, mu, where, *, axis, reduction, wanted):
         value = _summed(split, x, axis).over_all(jnp.sum(jnp.square(a), axis))
         return value.astype(dtype), (x, mu, where)
     entries, counted = x.reshape(-1), None if where is None else where.reshape(-1)
-    blocks = plan(entries.size, 1, None)
     sums = {"value": zeros((), accumulator(dtype), entries)}
     if "x" in wanted:
         sums["x"] = zeros(entries.shape, x.dtype, entries)
     if "mu" in wanted:
         sums["mu"] = zeros((), accumulator(dtype), entries)
 
-    def body(sums: dict[str, Array], start: Any, size: int) -> dict[str, Array]:
-        mask = None if counted is None else take(counted, start, size)
-        x = _counted(take(entries, start, size), mask, dtype)
+    def body(sums: dict[str, Array], block: Block) -> dict[str, Array]:
+        mask, repeated = None if counted is None else read_block(counted, block), block.repeated
+        if repeated is not None:
+            mask = ~repeated if mask is None else mask & ~repeated
+        x = _counted(read_block(entries, block), mask, dtype)
         a = ramp(x, mu)
         new = {"value": sums["value"] + jnp.vdot(a, a)}
         if "x" in wanted:
-            new["x"] = put(sums["x"], (2 * a * slope(x, mu)).astype(entries.dtype), start)
+            new["x"] = write_block(sums["x"], (2 * a * slope(x, mu)).astype(entries.dtype), block)
         if "mu" in wanted:
             new["mu"] = sums["mu"] + 2 * jnp.vdot(a, ramp_by_mu(x, mu))
         return new
 
-    sums = walk(body, sums, entries.size, blocks.size)
+    sums = loop_over_blocks(body, sums, entries.size, even(entries.size, device().block))
     nothing = jnp.zeros((), x.dtype)
     by_x = sums["x"].reshape(x.shape) if "x" in wanted else nothing
     return split.over_all(sums["value"]).astype(dtype), (by_x, mu, sums.get("mu", nothing))

@@ -16,8 +16,8 @@ W is (classes, features), x (features,), s and h (classes,). The sum leaves j = 
 a(margin), which is the margin only for the exact ramp and margin >= 0.
 """
 
-import functools
-from typing import Any, NamedTuple
+import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,267 +33,74 @@ from mcgrad._arrays import (
     promoted,
     rounded,
 )
-from mcgrad._blocks import check_block_size, plan
-from mcgrad._modes import Rule, public
+from mcgrad._blocks import check_block_size
+from mcgrad._merge import Sum
+from mcgrad._modes import public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._reduction import (
-    Reduction,
-    close,
-    dead_examples,
-    drop_dead,
-    finite,
-    spare,
-    spared,
-)
-from mcgrad._split import Split
-from mcgrad.losses._linear import Sums, Tile, linear_scores, one_pass, sum_over_tiles
+from mcgrad._reduction import Reduction, drop_dead
+from mcgrad.losses._linear import linear_rule, score_rule
+from mcgrad.losses._scores import ScoreLoss, Tile
 
 __all__ = ["linear_weston_watkins_loss", "weston_watkins_loss"]
 
 
-def _losses(
-    scores, labels, margin, mu, class_weight, sample_weight, power, inputs=None
-) -> Array:  # fmt: skip
-    """c_t Σ_{j≠t} a(s_j - s_t + margin)^power for each example."""
-    is_true = labels[:, None] == jnp.arange(scores.shape[1], dtype=labels.dtype)[None]
+@dataclasses.dataclass(frozen=True)
+class _WestonWatkins(ScoreLoss):
+    has_true_class = True
+    scalar_arguments = ("mu",)
 
-    def hinge(scores: Array) -> Array:
+    margin: Array
+    mu: Array | None
+    power: int
+
+    @property
+    def score_exponent(self) -> float:
+        return 1 / self.power
+
+    def equation(self, scores, data) -> Array:
+        """f = Σ_{j≠t} a(s_j - s_t + margin)^power"""
+        is_true = data["true_class"][:, None] == jnp.arange(scores.shape[1], dtype=jnp.int32)[None]
         true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
-        terms = ramp(scores - true_scores[:, None] + margin, mu) ** power
+        terms = ramp(scores - true_scores[:, None] + self.margin, self.mu) ** self.power
         return jnp.sum(jnp.where(is_true, 0, terms), 1)
 
-    c = _example_weights(class_weight, labels, margin)
-    dead = _dead(c, class_weight, sample_weight)
-    return _times(c, spared(hinge, scores, dead, inputs), dead)
+    def kinds(self, needs):
+        slopes = needs & {"weights", "inputs", "bias", "scores", "margin"}
+        return {"hinge": Sum, "count": Sum} if slopes else {"hinge": Sum}
 
+    def state(self, tile: Tile):
+        a = ramp(tile.margins + self.margin, self.mu)
+        g = self.slopes(tile, {})
+        return {"hinge": tile.sum(a**self.power), "count": tile.sum(g)}
 
-def _equation(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
-    losses = _losses(scores, labels, margin, mu, class_weight, sample_weight, power)
-    return reduction.value(losses, sample_weight)
+    def value(self, state, examples) -> Array:
+        return state["hinge"].value
 
+    def slopes(self, tile: Tile, state) -> Array:
+        """g_j = power a^(power-1) a'"""
+        b = tile.margins + self.margin
+        return self._outer(b) * slope(b, self.mu)
 
-def _linear_equation(
-    weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight,
-    *, power, reduction, block_size,
-):  # fmt: skip
-    scores = linear_scores(weights, inputs, bias, reduction.accumulator)
-    losses = _losses(scores, labels, margin, mu, class_weight, sample_weight, power, inputs)
-    losses += _penalty(weights, l2)
-    return reduction.value(losses, sample_weight)
+    def true_slope(self, state, examples) -> Array:
+        """-1ᵀg"""
+        return -state["count"].value
 
+    def partials(self, state, examples):
+        return {"margin": state["count"].value}  # 1ᵀg
 
-class _Examples(NamedTuple):
-    """What a tile of scores knows of its examples."""
+    def tile_partials(self, tile: Tile, state):
+        if self.mu is None:
+            return {}
+        b = tile.margins + self.margin
+        return {"mu": tile.sum(self._outer(b) * ramp_by_mu(b, self.mu)).value}
 
-    labels: Array
-    scale: Array  # the cotangent of the example's hinge
-    dead: Array | None  # whether a weight of the example is 0
-    unknown: Array  # whether a weight of the example is NaN; the cotangent must not be asked
-    true_scores: Array | None  # s_t; None where the tile holds every class there is
+    def active(self, state):
+        # The slopes of a smooth ramp are never exactly zero.
+        return None if self.mu is not None else state["count"].value != 0
 
-
-def _tile(scores, examples: _Examples, first, *, margin, mu, power) -> Tile:
-    """Sums over the classes of a tile, and its slopes scale * h."""
-    classes = first + jnp.arange(scores.shape[1], dtype=jnp.int32)
-    is_true = examples.labels[:, None] == classes[None]
-    true_scores = examples.true_scores
-    if true_scores is None:
-        true_scores = jnp.sum(jnp.where(is_true, scores, 0), 1)
-    b = scores - true_scores[:, None] + margin
-    largest = float(jnp.finfo(b.dtype).max) ** 0.5 if power == 2 else jnp.inf
-    b, lost = spare(examples.dead, b, lambda b: ~(b < largest))
-    a = ramp(b, mu)
-    outer = 1 if power == 1 else 2 * a
-    g = jnp.where(is_true, 0, outer * slope(b, mu))
-    by_mu = jnp.where(is_true, 0, outer * ramp_by_mu(b, mu))
-    hinge, count = jnp.sum(jnp.where(is_true, 0, a**power), 1), jnp.sum(g, 1)
-    # Where other tiles hold other classes, -(1ᵀg) e_t waits until every class was seen.
-    h = g if examples.true_scores is not None else jnp.where(is_true, -count[:, None], g)
-    # The slopes of a smooth ramp are never exactly zero: no example may be skipped.
-    violates = jnp.any(~(b < 0) & ~is_true, 1) | examples.unknown
-    return Tile(
-        rows=(hinge + lost, count, jnp.sum(by_mu, 1)),
-        slopes=h * examples.scale[:, None],
-        active=violates if mu is None else None,
-    )
-
-
-def _forward(scores, labels, margin, mu, class_weight, sample_weight, *, power, reduction):
-    args = scores, labels, margin, mu, class_weight, sample_weight
-    c = _example_weights(class_weight, labels, margin)
-    dead = _dead(c, class_weight, sample_weight)
-    hinge, *_ = _all_scores(args, c, dead, power, reduction.split).rows
-    return reduction.value(_times(c, hinge, dead), sample_weight), args
-
-
-def _backward(args, ct, *, power, reduction):
-    _, labels, margin, _, class_weight, sample_weight = args
-    c = _example_weights(class_weight, labels, margin)
-    rows, factor = reduction.by_losses(ct, c, sample_weight)
-    scale = factor * rows * c
-    dead = _dead(c, class_weight, sample_weight)
-    part = _all_scores(args, scale, dead, power, reduction.split)
-    hinge, count, by_mu = part.rows
-    return (
-        part.slopes,  # c_t h
-        None,
-        scale @ count,  # c_t 1ᵀg
-        scale @ finite(dead, by_mu),
-        _by_class_weight(class_weight, labels, factor * rows * finite(dead, hinge)),
-        reduction.by_sample_weight(ct, _times(c, hinge, dead), sample_weight),
-    )
-
-
-def _all_scores(args, scale, dead, power, split: Split) -> Tile:
-    """The tile of all the scores, or of one part of their classes."""
-    scores, labels, margin, mu, *_ = args
-    tile = functools.partial(_tile, margin=margin, mu=mu, power=power)
-    if split.columns is None:
-        return tile(scores, _Examples(labels, scale, dead, jnp.isnan(scale), None), 0)
-    own = _own_class(labels, scores.shape[1], split)[:, None]
-    true_scores = jnp.take_along_axis(scores, own, 1, mode="fill", fill_value=0)[:, 0]
-    true_scores = split.over_columns(true_scores)
-    examples = _Examples(labels, scale, dead, jnp.isnan(scale), true_scores)
-    part = tile(scores, examples, split.first_column(scores.shape[1]))
-    late = -scale * split.over_columns(part.rows[1])
-    here = own == jnp.arange(scores.shape[1], dtype=own.dtype)[None]
-    return part._replace(slopes=part.slopes + jnp.where(here, late[:, None], 0))
-
-
-def _linear_forward(
-    weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight,
-    *, power, reduction, block_size, wanted,
-):  # fmt: skip
-    args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
-    c = _example_weights(class_weight, labels, margin)
-    scale = c * reduction.unit_rows(inputs, sample_weight)
-    now = _one_pass(args, reduction, block_size)
-    sums = _linear_sums(
-        args, scale, wanted if now else frozenset(), power, block_size, reduction.split,
-        rows=(True, bool(wanted), "mu" in wanted),
-    )  # fmt: skip
-    dead = _dead(c, class_weight, sample_weight)
-    losses = _times(c, sums.rows[0], dead) + _penalty(weights, l2)
-    return reduction.value(losses, sample_weight), (args, losses, sums)
-
-
-def _linear_backward(residuals, ct, *, power, reduction, block_size, wanted):
-    args, losses, sums = residuals
-    weights, inputs, labels, _, margin, l2, _, class_weight, sample_weight = args
-    c = _example_weights(class_weight, labels, margin)
-    hinge, count, by_mu = sums.rows
-    rows, factor = reduction.by_losses(ct, losses, sample_weight, inputs.dtype)
-    scale = factor * c * rows
-    if _one_pass(args, reduction, block_size):
-        sums = sums.times(factor)
-    else:
-        sums = _linear_sums(args, scale, wanted, power, block_size, reduction.split, count=count)
-    dead = _dead(c, class_weight, sample_weight)
-    by_weights, total = sums.weights, factor * jnp.sum(rows)
-    if l2 is not None:
-        by_weights += 2 * l2 * total * weights.astype(l2.dtype)
-    return (
-        by_weights,  # c_t h xᵀ + 2 l2 W
-        sums.inputs,  # c_t Wᵀh
-        None,
-        sums.bias,  # c_t h
-        scale @ count,  # c_t 1ᵀg
-        total * _penalty(weights, jnp.ones_like(margin)),  # ‖W‖²
-        scale @ finite(dead, by_mu) if "mu" in wanted else None,
-        _by_class_weight(class_weight, labels, factor * rows * finite(dead, hinge)),
-        reduction.by_sample_weight(
-            ct, _times(c, hinge, dead), sample_weight, _penalty(weights, l2)
-        ),
-    )
-
-
-def _linear_sums(args, scale, wanted, power, block_size, split, rows=(), count=None) -> Sums:
-    """Value and gradients with the cotangents `scale`, in one pass over the tiles."""
-    weights, inputs, labels, bias, margin, _, mu, class_weight, sample_weight = args
-    c = _example_weights(class_weight, labels, margin)
-    dead = _dead(c, class_weight, sample_weight)
-    unknown = jnp.isnan(c if sample_weight is None else c * sample_weight)
-    walk = plan(inputs.shape[0], weights.shape[0], block_size)
-
-    def over_tiles(examples: _Examples, first: Any) -> Sums:
-        def tile(scores: Array, examples: _Examples, column: Any) -> Tile:
-            return _tile(scores, examples, first + column, margin=margin, mu=mu, power=power)
-
-        return sum_over_tiles(
-            tile, examples, weights, inputs, bias,
-            plan=walk, dtype=scale.dtype, rows=rows, wanted=wanted,
-        )  # fmt: skip
-
-    if walk.by_rows and split.columns is None:
-        return over_tiles(_Examples(labels, scale, dead, unknown, None), first=0)
-    own_class = _own_class(labels, weights.shape[0], split)
-    own = weights.at[own_class].get(mode="fill", fill_value=0)
-    true_scores = jnp.einsum("nf,nf->n", inputs, own, preferred_element_type=scale.dtype)
-    if bias is not None:
-        true_scores += bias.at[own_class].get(mode="fill", fill_value=0)
-    true_scores = split.over_columns(true_scores)
-    examples = _Examples(labels, scale, dead, unknown, true_scores)
-    sums = over_tiles(examples, first=split.first_column(weights.shape[0]))
-    if not wanted:
-        return sums
-    # -(1ᵀg) e_t, whose 1ᵀg is known only now.
-    late = -scale * split.over_columns(sums.rows[1] if count is None else count)
-    late = close(dead, inputs, late)
-    changes = {}
-    if "weights" in wanted:
-        by_row = late[:, None] * inputs.astype(late.dtype)
-        changes["weights"] = sums.weights.at[own_class].add(by_row, mode="drop")
-    if "inputs" in wanted:
-        changes["inputs"] = sums.inputs + late[:, None] * own.astype(late.dtype)
-    if "bias" in wanted:
-        changes["bias"] = sums.bias.at[own_class].add(late, mode="drop")
-    return sums._replace(**changes)
-
-
-def _own_class(labels, classes, split: Split) -> Array:
-    """The place of the true class among this part's, or behind the last where it is elsewhere."""
-    place = labels - split.first_column(classes)
-    return jnp.where((place >= 0) & (place < classes), place, classes)
-
-
-def _one_pass(args, reduction, block_size) -> bool:
-    weights, inputs, *_ = args
-    return one_pass(reduction, plan(inputs.shape[0], weights.shape[0], block_size))
-
-
-def _example_weights(class_weight, labels, margin) -> Array:
-    """c_t for each example; NaN for a label out of range, so that its loss and gradient are NaN."""
-    # A factor, not a choice, so that autodiff of the equation finds NaN for class_weight too.
-    known = jnp.where(labels >= 0, 1, jnp.asarray(jnp.nan, margin.dtype))
-    return known if class_weight is None else known * class_weight[jnp.maximum(labels, 0)]
-
-
-def _dead(c, class_weight, sample_weight) -> Array | None:
-    """The examples of which a weight is 0, that of their class included."""
-    return dead_examples(sample_weight, None if class_weight is None else c)
-
-
-def _times(c, hinge, dead) -> Array:
-    """c * hinge; the hinge of a dead example that overflows is a constant, which c = 0 makes 0."""
-    if dead is None:
-        return c * hinge
-    lost = dead & ~jnp.isfinite(hinge)
-    return jnp.where(lost, jnp.where(c == 0, 0, hinge), c * jnp.where(lost, 0, hinge))
-
-
-def _by_class_weight(class_weight, labels, values) -> Array | None:
-    """The sums of `values` over the examples of each class; all NaN if an example has none."""
-    if class_weight is None:
-        return None
-    # Chosen twice: the derivative of what is not chosen would be NaN too.
-    bad = labels < 0
-    outside = jnp.sum(jnp.where(bad, jnp.nan * jnp.where(bad, values, 0), 0))
-    return (jnp.zeros_like(class_weight) + outside).at[jnp.maximum(labels, 0)].add(values)
-
-
-def _penalty(weights, l2) -> Any:
-    """l2 ‖W‖², in an order that stays finite where ‖W‖² alone would overflow."""
-    return 0.0 if l2 is None else jnp.sum(l2 * weights.astype(l2.dtype) * weights.astype(l2.dtype))
+    def _outer(self, b: Array) -> Array:
+        """power a^(power-1)"""
+        return jnp.ones((), b.dtype) if self.power == 1 else 2 * ramp(b, self.mu)
 
 
 def _options(axes, labels, margin, mu, power, class_weight, sample_weight):
@@ -332,19 +139,14 @@ def _linear_draw(key, batch, dtype, *, smooth):
     return (weights, inputs, labels), options | {"bias": bias, "l2": jnp.asarray(0.1, dtype)}
 
 
-def _layout(args, *, reduction, **_):
-    specs = {
-        "scores": jax.P("examples", "columns"),
-        "weights": jax.P("columns"),
-        "inputs": jax.P("examples"),
-        "labels": jax.P("examples"),
-        "bias": jax.P("columns"),
-        "sample_weight": jax.P("examples"),
-    }
-    return specs, reduction.spec
-
-
-@public(Rule(_equation, _forward, _backward, ("power", "reduction"), _layout), _draw)
+@public(
+    score_rule(
+        _WestonWatkins,
+        arguments=("scores", "labels", "margin", "mu", "class_weight", "sample_weight"),
+        options=("power",),
+    ),
+    _draw,
+)
 def weston_watkins_loss(
     scores: Float[ArrayLike, "*batch classes"],
     labels: Int[ArrayLike, "*batch"],
@@ -424,15 +226,16 @@ def weston_watkins_loss(
 
 
 @public(
-    Rule(
-        _linear_equation,
-        _linear_forward,
-        _linear_backward,
-        ("power", "reduction", "block_size"),
-        _layout,
+    linear_rule(
+        _WestonWatkins,
+        arguments=(
+            "weights", "inputs", "labels", "bias",
+            "margin", "l2", "mu", "class_weight", "sample_weight",
+        ),
+        options=("power",),
     ),
     _linear_draw,
-)
+)  # fmt: skip
 def linear_weston_watkins_loss(
     weights: Float[ArrayLike, "classes features"],
     inputs: Float[ArrayLike, "*batch features"],

@@ -84,6 +84,8 @@ network = Sharded(
         "output_weights": integers(7, COLUMNS) / 8,
         "inputs": INPUTS,
         "labels": SIGNS,
+        "output_bias": HALF,
+        "l2": jnp.asarray(0.25),
     },
     {},
     {

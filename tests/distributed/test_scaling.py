@@ -18,7 +18,6 @@ import mcgrad
 from bench import distributed, scaling
 from bench.collectives import messages
 from bench.scaling import LOSSES, MILLION, Case, Cost, Mesh, Point, Program
-from mcgrad import _blocks
 from tests.test_readme import expected
 
 pytestmark = pytest.mark.distributed
@@ -66,7 +65,7 @@ def test_the_programs_of_the_committed_run_agree():
         labels = 4 * MILLION["batch"] // case.mesh.data
         assert case.program.arguments == weights + inputs + labels
         assert 0 <= case.program.results - weights - inputs < 100  # The value.
-        assert 0.85 < case.cost.temporaries / case.program.temporaries < 1.3
+        assert 0.8 < case.cost.temporaries / case.program.temporaries < 2.5
 
 
 def test_what_the_page_says_of_the_tables():
@@ -145,14 +144,6 @@ def test_the_operations_are_those_of_three_products():
     ).compile()
     measured = program.cost_analysis()["flops"]
     assert 1 <= measured / scaling.hinge_cost(sizes, mesh).operations < 1.02
-
-
-def test_the_blocks_of_an_accelerator_are_left_behind():
-    before = dict(_blocks.BUDGET), _blocks.plan(4096, 4096, None)
-    assert not before[1].whole
-    with scaling.blocks_of_an_accelerator():
-        assert _blocks.plan(4096, 4096, None).whole
-    assert (dict(_blocks.BUDGET), _blocks.plan(4096, 4096, None)) == before
 
 
 def test_the_best_mesh_is_the_best_of_all():

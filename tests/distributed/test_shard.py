@@ -219,14 +219,14 @@ def sent(function, *args):
 N, C, F = BATCH // 2, COLUMNS // 4, FEATURES
 # The arguments asked for; numbers sent over the data axis and over the model axis, in arrays.
 TRAFFIC = {
-    ("linear hinge", ()): (0, N),
-    ("linear hinge", ("weights",)): (C * F, 2 * N),
-    ("linear hinge", ("inputs",)): (0, 2 * N + N * F),
-    ("linear hinge", ("weights", "inputs", "bias")): (C * F + C, 2 * N + N * F),
-    ("linear hinge, blocks", ("weights", "inputs", "bias")): (C * F + C, 2 * N + N * F),
-    ("hinge", ("scores",)): (0, 2 * N),
-    ("squares", ("weights", "inputs", "targets")): (C * F, N * F),
-    ("squares", ()): (0, 0),
+    ("linear hinge", ()): (0, 2 * N),
+    ("linear hinge", ("weights",)): (C * F, 3 * N),
+    ("linear hinge", ("inputs",)): (0, 3 * N + N * F),
+    ("linear hinge", ("weights", "inputs", "bias")): (C * F + C, 3 * N + N * F),
+    ("linear hinge, blocks", ("weights", "inputs", "bias")): (C * F + C, 3 * N + N * F),
+    ("hinge", ("scores",)): (0, 3 * N),
+    ("squares", ("weights", "inputs", "targets")): (C * F, N + N * F),
+    ("squares", ()): (0, N),
     ("moments", ("weights",)): (0, 0),
     ("moments", ("weights", "moments")): (0, F * F),
     ("network", ("hidden_weights", "hidden_bias", "output_weights")): (C * F + 2 * C, N),
