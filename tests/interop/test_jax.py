@@ -183,7 +183,7 @@ def on_scores(weights, inputs, labels):
 def test_exported_for_many_sizes_of_the_batch(bounds):
     """Which axis is walked, and in what blocks, follows from the sizes: they need bounds."""
     loss = mcgrad.linear_weston_watkins_loss
-    with pytest.raises(Exception, match="comparison 'batch' >= '40' is inconclusive"):
+    with pytest.raises(Exception, match=r"comparison '40\*batch' <= '\d+' is inconclusive"):
         exported(loss)
     rng = np.random.default_rng(1)
     weights = rng.normal(size=(CLASSES, FEATURES)).astype(np.float32)
