@@ -13,7 +13,6 @@ from mcgrad._arrays import Array, require
 __all__ = [
     "Block",
     "Plan",
-    "check_block_size",
     "loop_over_blocks",
     "make_plan",
     "read_block",
@@ -51,12 +50,6 @@ class Plan(NamedTuple):
     whole: bool  # one block holds everything
     one_pass: bool  # the slopes are known as soon as the scores of a block are
     contracts_rows: bool = True
-
-
-def check_block_size(block_size: int | None) -> None:
-    """None, or a positive int."""
-    fits = block_size is None or (type(block_size) is int and block_size > 0)
-    require(fits, "block_size", "None or a positive int", repr(block_size))
 
 
 def make_plan(

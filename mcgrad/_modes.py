@@ -16,19 +16,18 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from mcgrad._arrays import Array, check_choice
+from mcgrad._arrays import Array
 from mcgrad._split import Layout, automatic, vary, varying
 
 __all__ = [
     "LossFunction",
-    "Prepare",
     "Rule",
     "check_loss",
     "forward_mode",
@@ -38,85 +37,122 @@ __all__ = [
 ]
 
 Parameters = ParamSpec("Parameters")
-Prepare = Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Canonical(Protocol):
+    """How the arguments of a call become those of the closed form: see `Arguments`."""
+
+    @property
+    def argnames(self) -> tuple[str, ...]:
+        """The names of the arguments of the closed form, in order."""
+        ...
+
+    def check(self, *values: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Sort the values of a call, in the order of its signature, into arrays and options."""
+        ...
+
+    def canonicalize(self, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The arrays as the closed form takes them, under jit."""
+        ...
+
+    def call(self, function: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
+        """An equation of these arguments."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """An equation with its closed form.
+    """An equation with its closed form: a function of all its arguments by position.
 
-    `forward` and `backward` may also name static arguments, or `wanted`, among their keyword-only
-    parameters: `wanted` is the set of the names of the arguments whose gradient is requested.
+    `forward` and `backward` may also name options, or `needs_grad`, among their keyword-only
+    parameters: `needs_grad` is the set of the names of the arguments whose gradient is requested.
     """
 
     plain: Callable[..., Any]
     forward: Callable[..., Any]
     backward: Callable[..., Any]
-    static_argnames: tuple[str, ...] = ()
+    arguments: Canonical
     layout: Layout | None = None  # how the arguments may be split over a mesh
-    arguments: tuple[str, ...] = ()  # the differentiable ones, where `plain` does not name them
 
     @property
     def rule(self) -> "Rule":
         return self
 
-    @functools.cached_property
-    def signature(self) -> inspect.Signature:
-        if not self.arguments:
-            return inspect.signature(self.plain)
-        one = inspect.Parameter
-        return inspect.Signature(
-            [one(name, one.POSITIONAL_OR_KEYWORD) for name in self.arguments]
-            + [one(name, one.KEYWORD_ONLY) for name in self.static_argnames]
-        )
+    @property
+    def argnames(self) -> tuple[str, ...]:
+        return self.arguments.argnames
+
+    def __call__(self, *values: Any, mode: str = "reverse") -> Any:
+        """The loss of the values of a call, in the order of its signature."""
+        args, options = self.arguments.check(*values)
+        return _evaluate(self, mode, tuple(options.items()), *args)
+
+    def evaluate(self, mode: str, options: dict[str, Any], *args: Any) -> Any:
+        """The loss of canonical arguments in one of its modes."""
+        bound = _BoundRule(self, options, jax.tree.map(jax.typeof, args))
+        return automatic(_MODES[mode](bound))(*args)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _evaluate(rule: Rule, mode: str, options: tuple[tuple[str, Any], ...], *args: Any) -> Any:
+    args, known = rule.arguments.canonicalize(args, dict(options))
+    # In a `shard_map` of the user's own, the gradient of what is shared is summed over it by JAX.
+    return rule.evaluate(mode, known, *vary(args, varying(args)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Signature:
+    """The arguments of an equation, as its signature has them."""
+
+    equation: Callable[..., Any]
+    static_argnames: tuple[str, ...]
 
     @functools.cached_property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.equation)
+
+    @property
     def argnames(self) -> tuple[str, ...]:
-        """The names of the differentiable arguments, in order."""
         names = self.signature.parameters
         return tuple(name for name in names if name not in self.static_argnames)
 
     def __getstate__(self) -> dict[str, Any]:
         # Without what is cached: a signature need not pickle.
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"equation": self.equation, "static_argnames": self.static_argnames}
 
-    def prepare(self, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Sort the arguments of a call into positional and static ones."""
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        static = {name: bound.arguments.pop(name) for name in self.static_argnames}
-        for name, value in static.items():
+    def check(self, *values: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = dict(zip(self.signature.parameters, values, strict=True))
+        options = {name: given[name] for name in self.static_argnames}
+        for name, value in options.items():
             if not _hashable(value):
                 got = type(value).__name__
                 raise TypeError(f"{name}: expected a hashable value, for it is static; got {got}")
-        return tuple(bound.arguments[name] for name in self.argnames), static
+        return tuple(given[name] for name in self.argnames), options
 
-    def evaluate(self, mode: str, static: dict[str, Any], *args: Any) -> Any:
-        """The loss in one of its modes."""
-        check_choice("mode", mode, tuple(_MODES))
-        bound = _BoundRule(self, static, jax.tree.map(jax.typeof, args))
-        return automatic(_MODES[mode](bound))(*args)
+    def canonicalize(self, args: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, options
+
+    def call(self, function: Callable[..., Any], args: Any, options: dict[str, Any]) -> Any:
+        call = self.signature.bind_partial()
+        call.arguments.update(zip(self.argnames, args, strict=True), **options)
+        return function(*call.args, **call.kwargs)
 
 
 class LossFunction:
     """A loss that is differentiated in one mode: "reverse", "forward" or "plain"."""
 
     # What it is made of is kept out of __dict__, into which `functools.wraps` writes.
-    __slots__ = ("__dict__", "__weakref__", "loss", "mode")
+    __slots__ = ("__dict__", "__weakref__", "loss", "mode", "signature")
 
     def __init__(self, loss: Any, mode: str) -> None:
         wrapped = loss.plain if isinstance(loss, Rule) else loss
         functools.update_wrapper(self, wrapped, updated=())
-        self.loss, self.mode = loss, mode
+        self.loss, self.mode, self.signature = loss, mode, inspect.signature(wrapped)
 
     @property
     def rule(self) -> Rule:
         return self.loss.rule
-
-    @property
-    def prepare(self) -> Prepare:
-        """Checks the arguments of a call and sorts them for the rule."""
-        return self.loss.prepare
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -129,7 +165,9 @@ class LossFunction:
         return type(self)(loss, mode, *rest)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _call(self.rule, self.prepare, self.mode, args, kwargs)
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return self.rule(*bound.arguments.values(), mode=self.mode)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LossFunction) and self.key == other.key
@@ -169,10 +207,10 @@ def pair(
         static_argnames: names of the arguments that are compile-time constants (hashable).
 
     Both `forward` and `backward` may name static arguments among their keyword-only parameters, and
-    ``wanted``: the frozenset of the names of the arguments whose gradient is requested, so that no
-    other gradient need be computed; what `backward` returns for the others is ignored. If `forward`
-    skips a residual, it must return a placeholder: the number of residual arrays may not depend on
-    ``wanted`` (their shapes may).
+    ``needs_grad``: the frozenset of the names of the arguments whose gradient is requested, so that
+    no other gradient need be computed; what `backward` returns for the others is ignored. If
+    `forward` skips a residual, it must return a placeholder: the number of residual arrays may not
+    depend on ``needs_grad`` (their shapes may).
 
     Returns:
         A jit-compiled function with the signature of `plain`, differentiable in reverse mode by the
@@ -186,7 +224,7 @@ def pair(
         ValueError: a cotangent has another shape than its argument.
 
     Cost: that of `forward` and `backward`; a call that is not differentiated runs `forward` with
-    nothing wanted.
+    no gradient requested.
 
     Example:
         >>> def plain(x):
@@ -221,26 +259,21 @@ def pair(
     for parameter in parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(f"plain: expected named parameters only; got {parameter}")
-    return LossFunction(Rule(plain, forward, backward, tuple(dict.fromkeys(names))), "reverse")
+    arguments = _Signature(plain, tuple(dict.fromkeys(names)))
+    return LossFunction(Rule(plain, forward, backward, arguments), "reverse")
 
 
-def public(rule: Rule, draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a public loss of a function that checks its arguments and sorts them for the rule.
+def public(rule: Rule, example_args: Callable[..., Any]) -> Callable[[Function], Function]:
+    """Declare that a function is the loss of a rule, which it calls.
 
-    `draw(key, batch, dtype, **options)` gives the checker (args, kwargs) for a call.
+    `example_args(key, batch, dtype, **options)` gives the checker (args, kwargs) for a call.
     """
 
-    def decorate(
-        prepare: Callable[Parameters, tuple[tuple[Any, ...], dict[str, Any]]],
-    ) -> Callable[Parameters, Array]:
-        @functools.wraps(prepare)
-        def loss(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Array:
-            return _call(rule, prepare, "reverse", args, kwargs)
-
-        vars(loss).update(rule=rule, prepare=prepare, draw=draw, loss=loss)
+    def declare(loss: Function) -> Function:
+        vars(loss).update(rule=rule, example_args=example_args, loss=loss)
         return loss
 
-    return decorate
+    return declare
 
 
 def plain(loss: Callable[Parameters, Array]) -> Callable[Parameters, Array]:
@@ -330,33 +363,20 @@ def _hashable(x: Any) -> bool:
     return True
 
 
-def _call(rule: Rule, prepare: Prepare, mode: str, args: Any, kwargs: Any) -> Any:
-    args, static = prepare(*args, **kwargs)
-    return _evaluate(rule, mode, tuple(static.items()), *args)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _evaluate(rule: Rule, mode: str, static: tuple[tuple[str, Any], ...], *args: Any) -> Any:
-    # In a `shard_map` of the user's own, the gradient of what is shared is summed over it by JAX.
-    return rule.evaluate(mode, dict(static), *vary(args, varying(args)))
-
-
 class _BoundRule:
-    """The closed form of one call: its static arguments, and the types of the others."""
+    """The closed form of one call: its options, and the types of its arguments."""
 
-    def __init__(self, rule: Rule, static: dict[str, Any], types: tuple[Any, ...]) -> None:
-        self.rule, self.static, self.types = rule, static, types
+    def __init__(self, rule: Rule, options: dict[str, Any], types: tuple[Any, ...]) -> None:
+        self.rule, self.options, self.types = rule, options, types
 
     def plain(self, *args: Any) -> Any:
-        call = self.rule.signature.bind_partial()
-        call.arguments.update(zip(self.rule.argnames, args, strict=True), **self.static)
-        return self.rule.plain(*call.args, **call.kwargs)
+        return self.rule.arguments.call(self.rule.plain, args, self.options)
 
     def value(self, *args: Any) -> Any:
         return self.forward(args, frozenset())[0]
 
-    def forward(self, args: Any, wanted: frozenset[str]) -> tuple[Any, Any]:
-        options = self.static | _named(self.rule.forward, wanted=wanted)
+    def forward(self, args: Any, needs_grad: frozenset[str]) -> tuple[Any, Any]:
+        options = self.options | _named(self.rule.forward, needs_grad=needs_grad)
         result = self.rule.forward(*args, **options)
         # Merely to unpack it would take an array of two rows.
         if not (isinstance(result, tuple | list) and len(result) == 2):
@@ -366,15 +386,15 @@ class _BoundRule:
     def backward(self, residuals: Any, ct: Any, perturbed: Any) -> tuple[Any, ...]:
         """One cotangent per argument, of its types; None for each leaf that is not perturbed."""
         names = self.rule.argnames
-        options = _named(self.rule.backward, wanted=self.wanted(perturbed), **self.static)
-        cotangents = self.rule.backward(residuals, ct, **options)
+        given = self.options | {"needs_grad": self.needs_grad(perturbed)}
+        cotangents = self.rule.backward(residuals, ct, **_named(self.rule.backward, **given))
         if not (isinstance(cotangents, tuple | list) and len(cotangents) == len(names)):
             arguments = f"({', '.join(names)}{',' if len(names) == 1 else ''})"
             expected = f"a tuple with a cotangent for each of {arguments}"
             raise TypeError(f"backward: expected {expected}; got {_described(cotangents)}")
         return tuple(map(_as_argument, names, self.types, perturbed, cotangents))
 
-    def wanted(self, perturbed: Any) -> frozenset[str]:
+    def needs_grad(self, perturbed: Any) -> frozenset[str]:
         """The names of the arguments with a perturbed leaf."""
         named = zip(self.rule.argnames, perturbed, strict=True)
         return frozenset(name for name, flags in named if any(jax.tree.leaves(flags)))
@@ -448,7 +468,7 @@ def _reverse(rule: _BoundRule) -> Callable[..., Any]:
         # Each leaf of a primal is a pair (value, perturbed).
         args = jax.tree.map(lambda leaf: leaf.value, primals)
         perturbed = jax.tree.map(lambda p: p.perturbed and _differentiable(p.value), primals)
-        value, residuals = rule.forward(args, rule.wanted(perturbed))
+        value, residuals = rule.forward(args, rule.needs_grad(perturbed))
         # JAX keeps one structure of residuals per traced call, whatever is perturbed in it: what is
         # perturbed is encoded in the sizes of arrays, 1 or 0, which may vary.
         return value, (residuals, jax.tree.map(lambda flag: jnp.zeros(int(flag)), perturbed))
@@ -469,7 +489,7 @@ def _forward(rule: _BoundRule) -> Callable[..., Any]:
             return not isinstance(tangent, SymbolicZero) and _differentiable(primal)
 
         perturbed = jax.tree.map(moves, tangents, primals)
-        value, residuals = rule.forward(primals, rule.wanted(perturbed))
+        value, residuals = rule.forward(primals, rule.needs_grad(perturbed))
         leaves, structure = jax.tree.flatten(value)
         differentiable = [leaf for leaf in leaves if _differentiable(leaf)]
 

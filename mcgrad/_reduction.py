@@ -24,15 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mcgrad._arrays import (
-    Array,
-    ArrayLike,
-    Axes,
-    accumulator,
-    check_choice,
-    common_dtype,
-    power_of_two,
-)
+from mcgrad._arrays import Array, accumulator, power_of_two
 from mcgrad._split import WHOLE, Split
 
 __all__ = [
@@ -59,12 +51,6 @@ class Reduction(NamedTuple):
     batch: tuple[int, ...] | None
     dtype: Any
     split: Split = WHOLE
-
-    @classmethod
-    def of(cls, name: str, axes: Axes, *arrays: ArrayLike | None) -> "Reduction":
-        """The reduction called `name` over the axes of "*batch", for a loss of these arrays."""
-        check_choice("reduction", name, ("mean", "sum", "none"))
-        return cls(name, axes.sizes["*batch"], common_dtype(*arrays))
 
     @property
     def accumulator(self) -> Any:
@@ -159,7 +145,6 @@ class Reduction(NamedTuple):
         return s, norm, jnp.where(total == 0, 0, 1 / norm), scale
 
 
-@jax.jit
 def drop_dead(sample_weight: Array, *rows: Array) -> tuple[Array, ...]:
     """Zeros for the examples of weight 0 that hold NaN or inf, their weight included.
 

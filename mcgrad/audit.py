@@ -72,7 +72,7 @@ def _audit(name: str, smooth: bool, order: int, seed: int) -> tuple[list[Row], G
 def _drawn(name: str, smooth: bool, dtype: Any, seed: int) -> tuple[Any, dict[str, Any]]:
     """Random arguments of a loss; ties have probability zero."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-    return mcgrad.LOSSES[name].draw(key, (EXAMPLES,), dtype, smooth=smooth)
+    return mcgrad.LOSSES[name].example_args(key, (EXAMPLES,), dtype, smooth=smooth)
 
 
 def gradient_errors(name: str, smooth: bool, seed: int) -> list[Row]:

@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from mcgrad._arrays import Array, require
-from mcgrad._modes import LossFunction, Prepare, Rule, check_loss
+from mcgrad._modes import LossFunction, Rule, check_loss
 from mcgrad._split import Split, vary, varying
 
 __all__ = ["shard"]
@@ -142,17 +142,6 @@ class _Sharded(LossFunction):
     def rule(self) -> "_ShardedRule":
         return self.sharded_rule
 
-    @property
-    def prepare(self) -> Prepare:
-        """Checks and sorts the arguments as the loss does; then, whether the mesh divides them."""
-
-        def prepare(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            args, static = self.loss.prepare(*args, **kwargs)
-            self.rule.check_sizes(args, static)
-            return args, static
-
-        return prepare
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _ShardedRule(Rule):
@@ -161,13 +150,14 @@ class _ShardedRule(Rule):
     mesh: Mesh
     split: Split
 
-    def evaluate(self, mode: str, static: dict[str, Any], *args: Any) -> Any:
+    def evaluate(self, mode: str, options: dict[str, Any], *args: Any) -> Any:
+        specs, value_spec = self.specs(args, options)
+        self.check_sizes(args, specs, options["reduction"].batch)
         if mode == "plain":
-            return super().evaluate(mode, static, *args)
-        specs, value_spec = self.specs(args, static)
+            return super().evaluate(mode, options, *args)
 
         def of_part(*args: Any) -> Any:
-            part = static | {"reduction": static["reduction"].part(self.split)}
+            part = options | {"reduction": options["reduction"].part(self.split)}
             return self.of_part(specs).evaluate(mode, part, *args)
 
         args = jax.tree.map(self.laid_out, args, specs)
@@ -186,10 +176,10 @@ class _ShardedRule(Rule):
 
         return Rule(**dict(_fields(self), backward=backward))
 
-    def specs(self, args: Any, static: dict[str, Any]) -> tuple[tuple[Any, ...], jax.P]:
+    def specs(self, args: Any, options: dict[str, Any]) -> tuple[tuple[Any, ...], jax.P]:
         """The specs of the arguments, leaf by leaf, and of the value, with the mesh's names."""
         assert self.layout is not None
-        split, value = self.layout(args, **static)
+        split, value = self.layout(args, **options)
         named = zip(self.argnames, args, strict=True)
         full = tuple(
             jax.tree.map(lambda _: jax.P(), arg) if name not in split or arg is None
@@ -214,14 +204,12 @@ class _ShardedRule(Rule):
             return x
         return jax.reshard(x, NamedSharding(self.mesh, spec))
 
-    def check_sizes(self, args: Any, static: dict[str, Any]) -> None:
+    def check_sizes(self, args: Any, specs: Any, batch: tuple[int, ...] | None) -> None:
         """The mesh must divide what it splits."""
-        specs, _ = self.specs(args, static)
         used = set(itertools.chain(*(axes for s in jax.tree.leaves(specs) for axes in _names(s))))
         for argument, axis in zip(("batch_axis", "model_axis"), self.split, strict=True):
             expected = "None for a loss that has nothing to split along it"
             require(axis is None or axis in used, argument, expected, repr(axis))
-        batch = static["reduction"].batch
         for name, arg, spec in zip(self.argnames, args, specs, strict=True):
             for leaf, leaf_spec in zip(jax.tree.leaves(arg), jax.tree.leaves(spec), strict=True):
                 for index, axes in enumerate(_names(leaf_spec)):

@@ -37,8 +37,8 @@ class Case(NamedTuple):
 
     def draw(self, dtype=jnp.float32, seed=0) -> tuple[Callable[..., Any], dict[str, Any]]:
         """(call, params): `call(loss, params)` evaluates a face of the loss."""
-        args, kwargs = self.loss.draw(jax.random.key(seed), self.batch, dtype, smooth=self.smooth)
-        names = self.loss.__wrapped__.__code__.co_varnames[: len(args)]
+        args, kwargs = self.loss.example_args(jax.random.key(seed), self.batch, dtype, smooth=self.smooth)
+        names = self.loss.__code__.co_varnames[: len(args)]
         everything = dict(zip(names, args, strict=True)) | kwargs | dict(self.options)
         params = {name: x for name, x in everything.items() if is_real(x)}
         fixed = {name: x for name, x in everything.items() if name not in params}
@@ -52,8 +52,8 @@ class Case(NamedTuple):
 
 
 def has_smooth_twin(name):
-    draw = mcgrad.LOSSES[name].draw
-    return "mu" in draw(jax.random.key(0), (2,), jnp.float32, smooth=True)[1]
+    example_args = mcgrad.LOSSES[name].example_args
+    return "mu" in example_args(jax.random.key(0), (2,), jnp.float32, smooth=True)[1]
 
 
 def has_examples(name):

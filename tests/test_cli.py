@@ -1,6 +1,8 @@
 """`mcgrad check`: what it prints, and its exit codes."""
 
 import dataclasses
+import functools
+import inspect
 import json
 import os
 import sys
@@ -153,7 +155,14 @@ def test_a_wrong_gradient_exits_with_one(which, capsys, monkeypatch):
         return tuple(1.001 * g if i == place else g for i, g in enumerate(right))
 
     changed = dataclasses.replace(rule, backward=backward)
-    wrong = mcgrad.losses.weston_watkins.public(changed, true.draw)(true.prepare)
+
+    @functools.wraps(true, updated=())
+    def wrong(*args, **kwargs):
+        bound = inspect.signature(true).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return changed(*bound.arguments.values())
+
+    wrong = mcgrad.losses.weston_watkins.public(changed, true.example_args)(wrong)
     monkeypatch.setitem(mcgrad.LOSSES, "weston_watkins_loss", wrong)
     code, out, _ = run(capsys, "weston_watkins_loss")
     marked = {line.split()[2] for line in out.splitlines() if line.endswith("WRONG")}
@@ -337,6 +346,6 @@ def test_specifications():
 def test_no_loss_has_a_finding_at_order_two(name):
     """Every check, second derivatives included, on the custom_vjp face and on the other."""
     loss = mcgrad.LOSSES[name]
-    args, options = loss.draw(jax.random.key(1), (3,), jnp.float32, smooth=True)
+    args, options = loss.example_args(jax.random.key(1), (3,), jnp.float32, smooth=True)
     for face in (loss, mcgrad.forward_mode(loss)):
         mcgrad.check_gradients(face, *args, order=2, **options).raise_for_findings()

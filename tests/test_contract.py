@@ -125,7 +125,7 @@ def test_the_call_is_pure_and_eager_equals_jit(case):
 def test_a_batch_is_its_examples(case):
     """Reduction "none" is the loss of each example on its own; "sum" and "mean" follow."""
     call, params = case.draw()
-    args, kwargs = case.loss.draw(jax.random.key(0), (6,), jnp.float32, smooth=case.smooth)
+    args, kwargs = case.loss.example_args(jax.random.key(0), (6,), jnp.float32, smooth=case.smooth)
     kwargs.pop("sample_weight", None)
     rows = [i for i, x in enumerate(args) if x.shape[:1] == (6,)]
 
@@ -143,7 +143,7 @@ def test_a_batch_is_its_examples(case):
 @pytest.mark.parametrize("name", [*filter(has_examples, mcgrad.LOSSES)])
 def test_an_example_of_weight_zero_adds_nothing_even_if_it_is_nan(name):
     loss = mcgrad.LOSSES[name]
-    args, kwargs = loss.draw(jax.random.key(0), (6,), jnp.float32, smooth=False)
+    args, kwargs = loss.example_args(jax.random.key(0), (6,), jnp.float32, smooth=False)
     rows = [i for i, x in enumerate(args) if x.shape[:1] == (6,)]
     kwargs["sample_weight"] = kwargs["sample_weight"].at[2].set(0.0)
     broken = [
@@ -170,7 +170,7 @@ def test_an_example_of_weight_zero_adds_nothing_even_if_it_is_nan(name):
 @pytest.mark.parametrize("name", [*filter(has_examples, mcgrad.LOSSES)])
 def test_a_finite_example_of_weight_zero_still_has_a_derivative_by_its_weight(name):
     loss = mcgrad.LOSSES[name]
-    args, kwargs = loss.draw(jax.random.key(0), (6,), jnp.float32, smooth=False)
+    args, kwargs = loss.example_args(jax.random.key(0), (6,), jnp.float32, smooth=False)
     kwargs["sample_weight"] = kwargs["sample_weight"].at[2].set(0.0)
     weights = kwargs.pop("sample_weight")
 
@@ -204,7 +204,7 @@ def test_every_float_argument_has_a_gradient(name):
     """A float argument whose cotangent is quietly zero is a wrong gradient."""
     case = [c for c in CASES if c.name == name and c.smooth == has_smooth_twin(name)][-1]
     call, params = case.draw()
-    signature = case.loss.__wrapped__.__code__
+    signature = case.loss.__code__
     floats = {
         n
         for n in signature.co_varnames[: signature.co_argcount + signature.co_kwonlyargcount]

@@ -13,6 +13,7 @@ FLOORS = [
     {"_arrays"},
     {"_split"},
     {"_blocks", "_merge", "_modes", "_ramp", "_reduction"},
+    {"_arguments"},
     {"losses"},
     {"checking", "sharding"},
     {""},

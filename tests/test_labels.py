@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mcgrad
-from mcgrad._arrays import Axes
+from mcgrad._arguments import SAMPLE_WEIGHT, Arguments, Classes, Real
 from tests.conftest import precision
 
 DTYPES = [
@@ -38,9 +38,10 @@ def candidates(dtype, counts):
 
 
 def judged(labels, count, weight=None):
-    axes = Axes()
-    axes.sizes["classes"] = count
-    return axes.classes("labels", axes.integers("labels", labels, "*batch"), weight)
+    """The labels as a loss of so many classes takes them."""
+    arguments = Arguments(bias=Real("classes"), labels=Classes(), sample_weight=SAMPLE_WEIGHT)
+    (_, judged, _), _ = arguments.check(np.broadcast_to(np.float32(0), count), labels, weight)
+    return judged
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

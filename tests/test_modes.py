@@ -81,12 +81,12 @@ def test_pickle():
 def test_wanted_names_what_is_differentiated():
     seen = []
 
-    def forward(x, y, *, wanted):
-        seen.append(set(wanted))
+    def forward(x, y, *, needs_grad):
+        seen.append(set(needs_grad))
         return jnp.sum(x * y), (x, y)
 
-    def backward(residuals, ct, *, wanted):
-        seen.append(set(wanted))
+    def backward(residuals, ct, *, needs_grad):
+        seen.append(set(needs_grad))
         x, y = residuals
         return ct * y, ct * x
 
@@ -602,11 +602,11 @@ ORDERS = {
 
 
 def test_any_two_transformations_of_one_jitted_function_in_any_order():
-    """Were the number of residuals to follow what is wanted, a later one would die inside JAX."""
+    """Were the number of residuals to follow what is needs_grad, a later one would die inside JAX."""
 
-    def forward(x, s, *, wanted):
-        by_x = 2 * s * x if "x" in wanted else jnp.zeros(())
-        by_s = jnp.sum(x * x) if "s" in wanted else jnp.zeros(())
+    def forward(x, s, *, needs_grad):
+        by_x = 2 * s * x if "x" in needs_grad else jnp.zeros(())
+        by_s = jnp.sum(x * x) if "s" in needs_grad else jnp.zeros(())
         return s * jnp.sum(x * x), (by_x, by_s)
 
     def backward(residuals, ct):

@@ -37,8 +37,8 @@ VARIANTS = [
 def drawn(name, dtype=jnp.float32, rows=ROWS):
     """The arguments of a call, by name."""
     loss = mcgrad.LOSSES[name]
-    args, kwargs = loss.draw(jax.random.key(1), (rows,), dtype, smooth=False)
-    names = loss.__wrapped__.__code__.co_varnames[: len(args)]
+    args, kwargs = loss.example_args(jax.random.key(1), (rows,), dtype, smooth=False)
+    names = loss.__code__.co_varnames[: len(args)]
     return dict(zip(names, args, strict=True)) | kwargs
 
 

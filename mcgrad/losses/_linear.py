@@ -13,9 +13,9 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 
+from mcgrad._arguments import Arguments
 from mcgrad._arrays import Array
 from mcgrad._blocks import Plan, make_plan
 from mcgrad._merge import placeholder
@@ -41,9 +41,8 @@ __all__ = ["linear_rule", "score_rule"]
 
 def linear_rule(
     loss: type[ScoreLoss],
+    arguments: Arguments,
     *,
-    arguments: tuple[str, ...],
-    options: tuple[str, ...] = (),
     weights: str = "weights",
     bias: str = "bias",
     penalised: tuple[str, ...] = ("weights",),
@@ -52,19 +51,16 @@ def linear_rule(
 
     Args:
         loss: what the loss makes of a tile of scores.
-        arguments: the names of all differentiable arguments, in order.
-        options: the names of the static ones, beside "reduction" and "block_size".
+        arguments: those of the public function.
         weights, bias: the names of the arguments that make the scores of "inputs".
         penalised: the arguments whose squares `l2` penalises.
     """
-    return _Linear(loss, arguments, options, weights, bias, penalised).rule()
+    return _Linear(loss, arguments, weights, bias, penalised).rule()
 
 
-def score_rule(
-    loss: type[ScoreLoss], *, arguments: tuple[str, ...], options: tuple[str, ...] = ()
-) -> Rule:
+def score_rule(loss: type[ScoreLoss], arguments: Arguments) -> Rule:
     """The rule of the same loss on given "scores"."""
-    return _Given(loss, arguments, options).rule()
+    return _Given(loss, arguments).rule()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,16 +156,9 @@ class _Form:
     """A loss with the names of its arguments, and where its scores come from."""
 
     loss: type[ScoreLoss]
-    arguments: tuple[str, ...]
-    options: tuple[str, ...]
+    arguments: Arguments
 
-    own_options: ClassVar[tuple[str, ...]] = ()
     batched: ClassVar[str]  # the argument whose rows are the examples
-
-    @property
-    def own_layout(self) -> dict[str, jax.P]:
-        """How the arguments that make the scores are split over a mesh."""
-        raise NotImplementedError
 
     @property
     def computed(self) -> dict[str, str]:
@@ -200,22 +189,11 @@ class _Form:
         return False
 
     def rule(self) -> Rule:
-        static = (*self.options, "reduction", *self.own_options)
-        return Rule(self.equation, self.forward, self.backward, static, self.layout, self.arguments)
-
-    def layout(self, args: Any, *, reduction: Reduction, **_: Any) -> tuple[dict[str, Any], jax.P]:
-        """How the arguments are split over a mesh, and the value."""
-        of, examples = self.loss, ("sample_weight", "labels", *self.loss.example_arguments)
-        specs = {
-            **self.own_layout,
-            **dict.fromkeys(examples, jax.P("examples")),
-            **dict.fromkeys(of.column_arguments, jax.P("columns")),
-            **dict.fromkeys(of.entry_arguments, jax.P("examples", "columns")),
-        }
-        return specs, reduction.spec
+        of = self.arguments
+        return Rule(self.equation, self.forward, self.backward, of, of.layout)
 
     def call(self, args: tuple[Any, ...], static: dict[str, Any]) -> _Call:
-        given = dict(zip(self.arguments, args, strict=True))
+        given = dict(zip(self.arguments.argnames, args, strict=True))
         known = given | static
         fields = {field.name: known[field.name] for field in dataclasses.fields(self.loss)}
         size = given[self.batched].shape[0]
@@ -227,21 +205,23 @@ class _Form:
         call = self.call(args, static)
         return call.equation(self.scores(call), call.get("inputs"), self.penalty(call))
 
-    def forward(self, *args: Any, wanted: frozenset[str], **static: Any) -> tuple[Array, Any]:
+    def forward(self, *args: Any, needs_grad: frozenset[str], **static: Any) -> tuple[Array, Any]:
         call = self.call(args, static)
-        state, gradients = self.evaluate(call, wanted)
+        state, gradients = self.evaluate(call, needs_grad)
         losses = call.times_class_factor(call.value(state))
         penalty = call.reduction.split.over_columns(self.penalty(call))
         value = call.reduction.value(losses + penalty, call.get("sample_weight"))
         # Placeholders, so that the tree of residuals does not depend on what is asked for.
         dtype = call.reduction.accumulator
-        every = state_kinds(call.loss, call.examples, frozenset(self.arguments))
+        every = state_kinds(call.loss, call.examples, frozenset(self.arguments.argnames))
         state = {name: state.get(name, placeholder(kind, dtype)) for name, kind in every.items()}
         nothing = jnp.zeros((), dtype)
         gradients = {name: gradients.get(name, nothing) for name in self.computed.values()}
         return value, (args, state, gradients)
 
-    def backward(self, residuals: Any, ct: Array, *, wanted: frozenset[str], **static: Any) -> Any:
+    def backward(
+        self, residuals: Any, ct: Array, *, needs_grad: frozenset[str], **static: Any
+    ) -> Any:
         args, state, gradients = residuals
         call = self.call(args, static)
         reduction, s = call.reduction, call.get("sample_weight")
@@ -249,21 +229,23 @@ class _Form:
         products_dtype = call.given[self.batched].dtype
         rows, factor = reduction.by_losses(ct, losses, s, products_dtype)
         by_loss = factor * rows
-        found: dict[str, Any] = call.cotangents(state, by_loss, wanted)
+        found: dict[str, Any] = call.cotangents(state, by_loss, needs_grad)
         if self.found_on_the_way(call):
             gradients = {name: factor * gradient for name, gradient in gradients.items()}
         else:
-            gradients = self.gradients(call, state, found, by_loss, wanted)
+            gradients = self.gradients(call, state, found, by_loss, needs_grad)
         for name, computed_as in self.computed.items():
-            if name in wanted and name not in found:
+            if name in needs_grad and name not in found:
                 found[name] = gradients[computed_as]
-        self.add_penalty(call, found, factor * jnp.sum(rows), wanted)
+        self.add_penalty(call, found, factor * jnp.sum(rows), needs_grad)
         penalty = reduction.split.over_columns(self.penalty(call))
         if s is not None:
             found["sample_weight"] = reduction.by_sample_weight(ct, losses, s, penalty)
-        return tuple(found.get(name) for name in self.arguments)
+        return tuple(found.get(name) for name in self.arguments.argnames)
 
-    def add_penalty(self, call: _Call, found: Named, total: Array, wanted: frozenset[str]) -> None:
+    def add_penalty(
+        self, call: _Call, found: Named, total: Array, needs_grad: frozenset[str]
+    ) -> None:
         """Add the derivatives of the penalty, each example of which has its cotangent in total."""
 
 
@@ -272,10 +254,6 @@ class _Given(_Form):
     """On given scores: one tile, which holds every column of this device."""
 
     batched = "scores"
-
-    @property
-    def own_layout(self) -> dict[str, jax.P]:
-        return {"scores": jax.P("examples", "columns")}
 
     @property
     def computed(self) -> dict[str, str]:
@@ -318,12 +296,6 @@ class _Linear(_Form):
     penalised: tuple[str, ...]
 
     batched = "inputs"
-    own_options = ("block_size",)
-
-    @property
-    def own_layout(self) -> dict[str, jax.P]:
-        columns = jax.P("columns")
-        return {self.weights: columns, self.bias: columns, "inputs": jax.P("examples")}
 
     @property
     def computed(self) -> dict[str, str]:
@@ -388,12 +360,14 @@ class _Linear(_Form):
         l2 = call.get("l2")
         return 0.0 if l2 is None else sum(jnp.sum(l2 * w * w) for w in self.penalised_arrays(call))
 
-    def add_penalty(self, call: _Call, found: Named, total: Array, wanted: frozenset[str]) -> None:
+    def add_penalty(
+        self, call: _Call, found: Named, total: Array, needs_grad: frozenset[str]
+    ) -> None:
         l2 = call.get("l2")
         if l2 is None:
             return
         arrays = self.penalised_arrays(call)
         for name, w in zip(self.penalised, arrays, strict=True):
-            if name in wanted:
+            if name in needs_grad:
                 found[name] += 2 * l2 * total * w
         found["l2"] = total * sum(jnp.sum(w * w) for w in arrays)

@@ -22,23 +22,20 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from mcgrad._arrays import (
-    Array,
-    ArrayLike,
-    Axes,
-    Float,
-    accumulator,
-    check_choice,
-    common_dtype,
-    power_of_two,
-    product,
-    promoted,
+from mcgrad._arguments import (
+    BLOCK_SIZE,
+    REDUCTION,
+    SAMPLE_WEIGHT,
+    Argument,
+    Arguments,
+    Call,
+    Choice,
+    Real,
 )
-from mcgrad._blocks import check_block_size
+from mcgrad._arrays import Array, ArrayLike, Float, power_of_two, product
 from mcgrad._merge import Sum
 from mcgrad._modes import Rule, public
-from mcgrad._reduction import Reduction, drop_dead
-from mcgrad._split import automatic
+from mcgrad._reduction import Reduction
 from mcgrad.losses._linear import linear_rule
 from mcgrad.losses._scores import ScoreLoss, Tile
 
@@ -83,7 +80,7 @@ class _LeastSquares(ScoreLoss):
         return tile.scores - tile.entries["targets"].astype(tile.scores.dtype)
 
 
-def _draw(key, batch, dtype, *, smooth):
+def _example_args(key, batch, dtype, *, smooth):
     """Arguments for the checker; there is no kink, so no smooth twin."""
     keys = jax.random.split(key, 5)
     args = (
@@ -96,13 +93,22 @@ def _draw(key, batch, dtype, *, smooth):
     return args, {"bias": bias, "sample_weight": sample_weight}
 
 
-@public(
-    linear_rule(
-        _LeastSquares,
-        arguments=("weights", "inputs", "targets", "bias", "sample_weight"),
+_linear = linear_rule(
+    _LeastSquares,
+    Arguments(
+        "outputs",
+        weights=Real("outputs features", "products"),
+        inputs=Real("*batch features", "products"),
+        targets=Real("*batch outputs", "own"),
+        bias=Real("outputs", optional=True),
+        sample_weight=SAMPLE_WEIGHT,
+        reduction=REDUCTION,
+        block_size=BLOCK_SIZE,
     ),
-    _draw,
 )
+
+
+@public(_linear, _example_args)
 def linear_least_squares_loss(
     weights: Float[ArrayLike, "outputs features"],
     inputs: Float[ArrayLike, "*batch features"],
@@ -112,7 +118,7 @@ def linear_least_squares_loss(
     sample_weight: Float[ArrayLike, "*batch"] | None = None,
     reduction: str = "mean",
     block_size: int | None = None,
-) -> Any:
+) -> Array:
     """Squared error of a linear map.
 
     For an input u and a target v, with r = W u + bias - v:
@@ -159,22 +165,7 @@ def linear_least_squares_loss(
         Petersen and Pedersen, "The Matrix Cookbook", 2012, section 2.4 (derivatives of second-order
         forms). PyTorch's mse_loss is this loss divided by `outputs`.
     """
-    axes = Axes()
-    weights = axes.real("weights", weights, "outputs features")
-    inputs = axes.real("inputs", inputs, "*batch features")
-    targets = axes.real("targets", targets, "*batch outputs")
-    bias = None if bias is None else axes.real("bias", bias, "outputs")
-    if sample_weight is not None:
-        sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
-    check_block_size(block_size)
-    over = Reduction.of(reduction, axes, weights, inputs, targets, bias, sample_weight)
-    if sample_weight is not None:
-        sample_weight, inputs, targets = drop_dead(sample_weight, inputs, targets)
-    inputs, targets, sample_weight = axes.flatten(inputs, targets, sample_weight)
-    weights, inputs = promoted(common_dtype(weights, inputs), weights, inputs)
-    bias, sample_weight = promoted(over.accumulator, bias, sample_weight)
-    args = weights, inputs, targets, bias, sample_weight
-    return args, {"reduction": over, "block_size": block_size}
+    return _linear(weights, inputs, targets, bias, sample_weight, reduction, block_size)
 
 
 @jax.tree_util.register_dataclass
@@ -248,25 +239,16 @@ def least_squares_moments(
     References:
         The normal equations; Petersen and Pedersen, "The Matrix Cookbook", 2012, section 2.4.
     """
-    axes = Axes()
-    inputs = axes.real("inputs", inputs, "*batch features")
-    targets = axes.real("targets", targets, "*batch outputs")
-    if sample_weight is not None:
-        sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
-        (sample_weight,) = promoted(
-            accumulator(common_dtype(inputs, targets, sample_weight)), sample_weight
-        )
-        sample_weight, inputs, targets = drop_dead(sample_weight, inputs, targets)
-    inputs, targets, sample_weight = axes.flatten(inputs, targets, sample_weight)
-    return _moments(inputs, targets, sample_weight)
+    return _DATA.apply(_moments, inputs, targets, sample_weight)
 
 
-@jax.jit
-@automatic
-def _moments(inputs: Array, targets: Array, sample_weight: Array | None) -> LeastSquaresMoments:
-    dtype = accumulator(common_dtype(inputs, targets, sample_weight))
-    u, v, s = promoted(dtype, inputs, targets, sample_weight)
-    weight = jnp.full((), u.shape[0], dtype) if s is None else jnp.sum(s)
+_DATA = Arguments(
+    inputs=Real("*batch features"), targets=Real("*batch outputs"), sample_weight=SAMPLE_WEIGHT
+)
+
+
+def _moments(u: Array, v: Array, s: Array | None) -> LeastSquaresMoments:
+    weight = jnp.full((), u.shape[0], u.dtype) if s is None else jnp.sum(s)
     su, sv = (u, v) if s is None else (s[:, None] * u, s[:, None] * v)
     return LeastSquaresMoments(u.T @ su, sv.T @ u, jnp.sum(v * sv), weight)
 
@@ -321,29 +303,57 @@ def _scaled(
     return dataclasses.replace(moments, inputs=symmetric), share if mean else scale, scale
 
 
-def _moment_draw(key, batch, dtype, *, smooth):
-    (weights, inputs, targets), options = _draw(key, (7,), dtype, smooth=smooth)
+def _moment_example_args(key, batch, dtype, *, smooth):
+    (weights, inputs, targets), options = _example_args(key, (7,), dtype, smooth=smooth)
     moments = least_squares_moments(inputs, targets, sample_weight=options["sample_weight"])
     return (weights, jax.tree.map(lambda x: x.astype(dtype), moments)), {}
 
 
-def _moment_layout(args, *, reduction):
-    _, moments = args
-    specs = jax.tree.map(lambda _: jax.P(), moments)
-    split = dataclasses.replace(specs, cross=jax.P("columns"))
-    return {"weights": jax.P("columns"), "moments": split}, reduction.spec
+@dataclasses.dataclass(frozen=True)
+class _Moments(Argument):
+    """The moments of a data set: an array for each of the fields."""
+
+    axes: str = ""
+
+    kind = "`LeastSquaresMoments`"
+
+    def check(self, name: str, x: Any, call: Call) -> LeastSquaresMoments:
+        if not isinstance(x, LeastSquaresMoments):
+            expected = "the result of least_squares_moments"
+            raise TypeError(f"{name}: expected {expected}; got {type(x).__name__}")
+        checked = {
+            field: of_field.check(f"{name}.{field}", getattr(x, field), call)
+            for field, of_field in _FIELDS.items()
+        }
+        return LeastSquaresMoments(**checked)
+
+    def spec(self, columns: str | None) -> Any:
+        return LeastSquaresMoments(**{name: field.spec(columns) for name, field in _FIELDS.items()})
 
 
-@public(
-    Rule(_moment_equation, _moment_forward, _moment_backward, ("reduction",), _moment_layout),
-    _moment_draw,
+_FIELDS = {
+    "inputs": Real("features features"),
+    "cross": Real("outputs features"),
+    "targets": Real(""),
+    "weight": Real(""),
+}
+
+_MOMENTS = Arguments(
+    "outputs",
+    weights=Real("outputs features"),
+    moments=_Moments(),
+    reduction=Choice(("mean", "sum")),
 )
+_on_moments = Rule(_moment_equation, _moment_forward, _moment_backward, _MOMENTS, _MOMENTS.layout)
+
+
+@public(_on_moments, _moment_example_args)
 def moment_least_squares_loss(
     weights: Float[ArrayLike, "outputs features"],
     moments: LeastSquaresMoments,
     *,
     reduction: str = "mean",
-) -> Any:
+) -> Array:
     """Squared error of a linear map over a fixed data set, from its moments.
 
     With M, C, kappa and Σs of `least_squares_moments`:
@@ -383,19 +393,4 @@ def moment_least_squares_loss(
     References:
         Petersen and Pedersen, "The Matrix Cookbook", 2012, section 2.5 (derivatives of traces).
     """
-    if not isinstance(moments, LeastSquaresMoments):
-        raise TypeError(
-            f"moments: expected the result of least_squares_moments; got {type(moments).__name__}"
-        )
-    axes = Axes()
-    weights = axes.real("weights", weights, "outputs features")
-    moments = LeastSquaresMoments(
-        axes.real("moments.inputs", moments.inputs, "features features"),
-        axes.real("moments.cross", moments.cross, "outputs features"),
-        axes.real("moments.targets", moments.targets, ""),
-        axes.real("moments.weight", moments.weight, ""),
-    )
-    check_choice("reduction", reduction, ("mean", "sum"))
-    dtype = common_dtype(weights, *jax.tree.leaves(moments))
-    weights, *leaves = promoted(accumulator(dtype), weights, *jax.tree.leaves(moments))
-    return (weights, LeastSquaresMoments(*leaves)), {"reduction": Reduction(reduction, None, dtype)}
+    return _on_moments(weights, moments, reduction)

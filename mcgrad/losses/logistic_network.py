@@ -21,22 +21,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mcgrad._arrays import (
-    Array,
-    ArrayLike,
-    Axes,
-    Float,
-    common_dtype,
-    concrete,
-    promoted,
-    require,
-    rounded,
+from mcgrad._arguments import (
+    BATCH,
+    BLOCK_SIZE,
+    L2,
+    MU,
+    REDUCTION,
+    SAMPLE_WEIGHT,
+    Argument,
+    Arguments,
+    Call,
+    Option,
+    Real,
+    Scalar,
+    is_kind,
+    nan_unless,
+    require_floating,
 )
-from mcgrad._blocks import check_block_size
+from mcgrad._arrays import Array, ArrayLike, Float, as_array, concrete, require
 from mcgrad._merge import Sum
 from mcgrad._modes import public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._reduction import Reduction, drop_dead
 from mcgrad.losses._linear import linear_rule
 from mcgrad.losses._scores import ScoreLoss, Tile
 
@@ -127,7 +132,7 @@ class _LogisticNetwork(ScoreLoss):
         return _activation(self.activation, self.mu)
 
 
-def _draw(key, batch, dtype, *, smooth):
+def _example_args(key, batch, dtype, *, smooth):
     """Arguments for the checker: the smooth case is a smooth ReLU, the exact one the sigmoid."""
     keys = jax.random.split(key, 6)
     args = (
@@ -147,20 +152,89 @@ def _draw(key, batch, dtype, *, smooth):
     return args, options
 
 
-@public(
-    linear_rule(
-        _LogisticNetwork,
-        weights="hidden_weights",
-        bias="hidden_bias",
-        penalised=("hidden_weights", "output_weights"),
-        arguments=(
-            "hidden_weights", "hidden_bias", "output_weights", "inputs", "labels",
-            "output_bias", "l2", "mu", "sample_weight",
-        ),
-        options=("activation",),
+@dataclasses.dataclass(frozen=True)
+class _Signs(Argument):
+    """Labels, -1 or +1."""
+
+    axes: str = BATCH
+
+    kind = "real or integer"
+
+    @property
+    def range(self) -> str:
+        return "-1 or +1"
+
+    def check(self, name: str, x: Any, call: Call) -> Any:
+        x = as_array(name, x)
+        if not is_kind(x, jnp.integer):
+            require_floating(name, x, " (labels are -1 or +1)")
+        return call.bind(name, x, self.names)
+
+    def check_with_others(self, name: str, x: Any, call: Call) -> Any:
+        weight = call.given["sample_weight"]
+        numbers, weights = concrete(x), concrete(weight)
+        if numbers is None or (weight is not None and weights is None):
+            call.unseen.append(name)
+            return x
+        numbers = numbers.astype(np.float32)
+        wrong = np.abs(numbers) != 1
+        wrong &= True if weights is None else weights != 0
+        binary = np.all((numbers == 0) | (numbers == 1))
+        hint = " (2 * labels - 1 is -1 or +1 for labels of 0 and 1)" if binary else ""
+        require(not wrong.any(), name, self.range, f"{numbers[wrong][:1].tolist()}{hint}")
+        return x
+
+    def judged(self, x: Array, given: dict[str, Any]) -> Array:
+        near = jnp.abs(jnp.abs(x) - 1) <= TRACED_LABEL_RANGE
+        if given["sample_weight"] is not None:
+            near |= given["sample_weight"] == 0
+        return x * nan_unless(near)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ActivationOption(Option):
+    """The name of an activation, or one of the user's own."""
+
+    def check(self, name: str, value: Any, call: Call) -> Any:
+        names = (*ACTIVATIONS, "relu")
+        known = isinstance(value, Activation) or (isinstance(value, str) and value in names)
+        expected = f"one of {', '.join(map(repr, names))} or an Activation"
+        require(known, name, expected, repr(value))
+        return value
+
+
+def _mu_is_of_a_relu(given: dict[str, Any]) -> None:
+    activation = given["activation"]
+    held = given["mu"] is None or (isinstance(activation, str) and activation == "relu")
+    expected = "None unless the activation is 'relu'"
+    require(held, "mu", expected, f"activation {activation!r}")
+
+
+_linear = linear_rule(
+    _LogisticNetwork,
+    Arguments(
+        "hidden",
+        rules=_mu_is_of_a_relu,
+        hidden_weights=Real("hidden features", "products"),
+        hidden_bias=Real("hidden"),
+        output_weights=Real("hidden"),
+        inputs=Real("*batch features", "products"),
+        labels=_Signs(),
+        activation=_ActivationOption(),
+        mu=MU,
+        output_bias=Scalar(optional=True),
+        l2=L2,
+        sample_weight=SAMPLE_WEIGHT,
+        reduction=REDUCTION,
+        block_size=BLOCK_SIZE,
     ),
-    _draw,
-)  # fmt: skip
+    weights="hidden_weights",
+    bias="hidden_bias",
+    penalised=("hidden_weights", "output_weights"),
+)
+
+
+@public(_linear, _example_args)
 def logistic_network_loss(
     hidden_weights: Float[ArrayLike, "hidden features"],
     hidden_bias: Float[ArrayLike, " hidden"],
@@ -175,7 +249,7 @@ def logistic_network_loss(
     sample_weight: Float[ArrayLike, "*batch"] | None = None,
     reduction: str = "mean",
     block_size: int | None = None,
-) -> Any:
+) -> Array:
     """Logistic loss of a network with one hidden layer.
 
     For an input x and a label y of -1 or +1, with z = W x + b and s = sigma(z):
@@ -234,57 +308,7 @@ def logistic_network_loss(
         Hastie, Tibshirani and Friedman, "The Elements of Statistical Learning", 2009, section 11.4
         (back-propagation) with the loss of section 10.5 (binomial deviance).
     """
-    axes = Axes()
-    hidden_weights = axes.real("hidden_weights", hidden_weights, "hidden features")
-    hidden_bias = axes.real("hidden_bias", hidden_bias, "hidden")
-    output_weights = axes.real("output_weights", output_weights, "hidden")
-    inputs = axes.real("inputs", inputs, "*batch features")
-    labels = axes.number("labels", labels, "*batch", " (labels are -1 or +1)")
-    if not isinstance(activation, Activation):
-        names = (*ACTIVATIONS, "relu")
-        known = isinstance(activation, str) and activation in names
-        expected = f"one of {', '.join(map(repr, names))} or an Activation"
-        require(known, "activation", expected, repr(activation))
-    if mu is not None:
-        relu = isinstance(activation, str) and activation == "relu"
-        require(relu, "mu", "None unless the activation is 'relu'", f"activation {activation!r}")
-        mu = axes.scalar("mu", mu, above=0)
-    if sample_weight is not None:
-        sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
-    check_block_size(block_size)
-    output_bias = None if output_bias is None else axes.scalar("output_bias", output_bias)
-    l2 = axes.scalar("l2", l2, least=0)
-    rest = hidden_bias, output_weights, labels, output_bias, l2, mu, sample_weight
-    over = Reduction.of(reduction, axes, hidden_weights, inputs, *rest)
-    labels = _checked_labels(labels, sample_weight)
-    if sample_weight is not None:
-        sample_weight, inputs, labels = drop_dead(sample_weight, inputs, labels)
-    inputs, labels, sample_weight = axes.flatten(inputs, labels, sample_weight)
-    hidden_weights, inputs = promoted(common_dtype(hidden_weights, inputs), hidden_weights, inputs)
-    hidden_bias, output_weights, labels, sample_weight = promoted(
-        over.accumulator, hidden_bias, output_weights, labels, sample_weight
-    )
-    # A penalty that is absent need not read the weights.
-    penalty = None if isinstance(l2, float) and l2 == 0 else l2
-    output_bias, l2 = rounded(over.accumulator, output_bias=output_bias, l2=penalty)
-    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
-    args = (
-        hidden_weights, hidden_bias, output_weights, inputs, labels,
-        output_bias, l2, mu, sample_weight,
+    return _linear(
+        hidden_weights, hidden_bias, output_weights, inputs, labels, activation, mu, output_bias,
+        l2, sample_weight, reduction, block_size,
     )  # fmt: skip
-    return args, {"activation": activation, "reduction": over, "block_size": block_size}
-
-
-def _checked_labels(labels: Array, sample_weight: Array | None) -> Array:
-    numbers, weights = concrete(labels), concrete(sample_weight)
-    if numbers is not None and (sample_weight is None or weights is not None):
-        wrong = np.abs(numbers.astype(np.float32)) != 1
-        wrong &= True if weights is None else weights != 0
-        binary = np.all((numbers == 0) | (numbers == 1))
-        hint = " (2 * labels - 1 is -1 or +1 for labels of 0 and 1)" if binary else ""
-        require(not wrong.any(), "labels", "-1 or +1", f"{numbers[wrong][:1].tolist()}{hint}")
-        return labels
-    near = jnp.abs(jnp.abs(labels) - 1) <= TRACED_LABEL_RANGE
-    if sample_weight is not None:
-        near |= sample_weight == 0
-    return labels * jnp.where(near, 1.0, jnp.nan)

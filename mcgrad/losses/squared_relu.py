@@ -9,28 +9,21 @@ jumps, at 0. relu(X) is (sign(X) + J)/2 ⊙ X, with J all ones: the factor alone
 the unit step and not the ReLU.
 """
 
+import dataclasses
+import math
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool
 
-from mcgrad._arrays import (
-    Array,
-    ArrayLike,
-    Axes,
-    Float,
-    accumulator,
-    as_array,
-    common_dtype,
-    require,
-    rounded,
-)
+from mcgrad._arguments import MU, Argument, Arguments, Call, Option, Real
+from mcgrad._arrays import Array, ArrayLike, Float, accumulator, as_array, require
 from mcgrad._blocks import Block, device, even, loop_over_blocks, read_block, write_block
 from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._reduction import Reduction
 from mcgrad._split import Split, zeros
 
 __all__ = ["squared_relu_norm"]
@@ -41,7 +34,7 @@ def _equation(x, mu, where, *, axis, reduction):
     return jnp.sum(jnp.square(a), axis).astype(reduction.dtype)
 
 
-def _forward(x, mu, where, *, axis, reduction, wanted):
+def _forward(x, mu, where, *, axis, reduction, needs_grad):
     """The value; with it the gradient, where that is dear to compute a second time."""
     dtype, split = reduction.dtype, reduction.split
     if _twice(mu, axis):
@@ -50,9 +43,9 @@ def _forward(x, mu, where, *, axis, reduction, wanted):
         return value.astype(dtype), (x, mu, where)
     entries, counted = x.reshape(-1), None if where is None else where.reshape(-1)
     sums = {"value": zeros((), accumulator(dtype), entries)}
-    if "x" in wanted:
+    if "x" in needs_grad:
         sums["x"] = zeros(entries.shape, x.dtype, entries)
-    if "mu" in wanted:
+    if "mu" in needs_grad:
         sums["mu"] = zeros((), accumulator(dtype), entries)
 
     def body(sums: dict[str, Array], block: Block) -> dict[str, Array]:
@@ -62,19 +55,19 @@ def _forward(x, mu, where, *, axis, reduction, wanted):
         x = _counted(read_block(entries, block), mask, dtype)
         a = ramp(x, mu)
         new = {"value": sums["value"] + jnp.vdot(a, a)}
-        if "x" in wanted:
+        if "x" in needs_grad:
             new["x"] = write_block(sums["x"], (2 * a * slope(x, mu)).astype(entries.dtype), block)
-        if "mu" in wanted:
+        if "mu" in needs_grad:
             new["mu"] = sums["mu"] + 2 * jnp.vdot(a, ramp_by_mu(x, mu))
         return new
 
     sums = loop_over_blocks(body, sums, entries.size, even(entries.size, device().block))
     nothing = jnp.zeros((), x.dtype)
-    by_x = sums["x"].reshape(x.shape) if "x" in wanted else nothing
+    by_x = sums["x"].reshape(x.shape) if "x" in needs_grad else nothing
     return split.over_all(sums["value"]).astype(dtype), (by_x, mu, sums.get("mu", nothing))
 
 
-def _backward(residuals, ct, *, axis, reduction, wanted):
+def _backward(residuals, ct, *, axis, reduction, needs_grad):
     dtype = reduction.dtype
     ct = ct.astype(accumulator(dtype))
     x, mu, where = residuals
@@ -84,7 +77,7 @@ def _backward(residuals, ct, *, axis, reduction, wanted):
     own = _counted(x, where, dtype)
     ct = jnp.expand_dims(ct, range(x.ndim) if axis is None else axis)
     a = ramp(own, mu)
-    by_mu = jnp.sum(ct * (2 * a * ramp_by_mu(own, mu))) if "mu" in wanted else None
+    by_mu = jnp.sum(ct * (2 * a * ramp_by_mu(own, mu))) if "mu" in needs_grad else None
     return ct * (2 * a * slope(own, mu)), by_mu, None
 
 
@@ -113,7 +106,46 @@ def _axis(axis: Any) -> int:
     raise TypeError(f"axis: expected an int, a tuple of ints or None; got {axis!r}")
 
 
-def _draw(key, batch, dtype, *, smooth):
+@dataclasses.dataclass(frozen=True)
+class _Axes(Option):
+    """The axes of x that are summed over, or None for all at once."""
+
+    def check(self, name: str, value: Any, call: Call) -> tuple[int, ...] | None:
+        shape = call.sizes["*shape"]
+        rank = len(shape)
+        if value is None:
+            # From 2³² entries on no index reaches all in a row: they are summed as one array.
+            return tuple(range(rank)) if math.prod(shape) >= 2**32 else None
+        given = tuple(map(_axis, value if isinstance(value, tuple | list) else (value,)))
+        fits = all(-rank <= i < rank for i in given)
+        require(fits, name, f"axes from {-rank} to {rank - 1}", value)
+        axes = tuple(sorted(i % rank for i in given))
+        require(len(set(axes)) == len(axes), name, "each axis once", given)
+        return axes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mask(Argument):
+    """Booleans that broadcast to the shape of x."""
+
+    axes: str = "*shape"
+    dtype: str = "own"
+
+    kind = "boolean"
+
+    def check(self, name: str, x: Any, call: Call) -> Any:
+        x, shape = as_array(name, x), call.sizes["*shape"]
+        if x.dtype != bool:
+            raise TypeError(f"{name}: expected a boolean dtype; got {x.dtype}")
+        try:
+            fits = np.broadcast_shapes(x.shape, shape) == shape
+        except ValueError:
+            fits = False
+        require(fits, name, f"a shape that broadcasts to {shape}", f"shape {x.shape}")
+        return x if x.shape == shape else jnp.broadcast_to(x, shape)
+
+
+def _example_args(key, batch, dtype, *, smooth):
     x = jax.random.normal(key, (*batch, 3, 4), dtype)
     return (x,), {"mu": jnp.asarray(1.5, dtype)} if smooth else {}
 
@@ -139,14 +171,23 @@ def _summed(split: Split, x: Array, axis: tuple[int, ...] | None) -> Split:
     return Split(examples, split.columns if x.ndim - 1 in axis else None)
 
 
-@public(Rule(_equation, _forward, _backward, ("axis", "reduction"), _layout), _draw)
+_rule = Rule(
+    _equation,
+    _forward,
+    _backward,
+    Arguments(x=Real("*shape", "own"), mu=MU, axis=_Axes(), where=_Mask(optional=True)),
+    _layout,
+)
+
+
+@public(_rule, _example_args)
 def squared_relu_norm(
     x: Float[ArrayLike, "..."],
     *,
     mu: Float[ArrayLike, ""] | float | None = None,
     axis: int | tuple[int, ...] | None = None,
     where: Bool[ArrayLike, "..."] | None = None,
-) -> Any:
+) -> Array:
     """Squared Frobenius norm of a ReLU.
 
     With the ramp a(x) = max(0, x):
@@ -195,26 +236,4 @@ def squared_relu_norm(
     References:
         Nocedal and Wright, "Numerical Optimization", 2006, section 17.1 (quadratic penalty).
     """
-    axes = Axes()
-    x = axes.real("x", x, "*shape")
-    mu = None if mu is None else axes.scalar("mu", mu, above=0)
-    if axis is not None:
-        given = tuple(map(_axis, axis if isinstance(axis, tuple | list) else (axis,)))
-        fits = all(-x.ndim <= i < x.ndim for i in given)
-        require(fits, "axis", f"axes from {-x.ndim} to {x.ndim - 1}", axis)
-        axis = tuple(sorted(i % x.ndim for i in given))
-        require(len(set(axis)) == len(axis), "axis", "each axis once", given)
-    elif x.size >= 2**32:
-        # No index reaches all entries in a row: they are summed as one array, not in blocks.
-        axis = tuple(range(x.ndim))
-    if where is not None:
-        mask = as_array("where", where)
-        if mask.dtype != bool:
-            raise TypeError(f"where: expected a boolean dtype; got {mask.dtype}")
-        try:
-            where = jnp.broadcast_to(mask, x.shape)
-        except ValueError:
-            require(False, "where", f"a shape that broadcasts to {x.shape}", f"shape {mask.shape}")
-    dtype = common_dtype(x, mu)
-    (mu,) = rounded(accumulator(dtype), limits=True, mu=mu)
-    return (x, mu, where), {"axis": axis, "reduction": Reduction("sum", None, dtype)}
+    return _rule(x, mu, axis, where)

@@ -12,6 +12,7 @@ G is defined on the symmetric part of Omega. With Omega = L Lᵀ (Cholesky) and 
 minimises G is (WᵀW)^{1/2} / Tr (WᵀW)^{1/2}.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,23 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from mcgrad._arrays import (
-    Array,
-    ArrayLike,
-    Axes,
-    Float,
-    accumulator,
-    as_array,
-    common_dtype,
-    concrete,
-    power_of_two,
-    promoted,
-    require,
-    rounded,
-)
+from mcgrad._arguments import Argument, Arguments, Call, Real, Scalar, require_floating
+from mcgrad._arrays import Array, ArrayLike, Float, as_array, concrete, power_of_two, require
 from mcgrad._modes import Rule, public
-from mcgrad._reduction import Reduction
-from mcgrad._split import automatic
 
 __all__ = ["optimal_task_covariance", "task_covariance_penalty"]
 
@@ -78,26 +65,26 @@ def _half(weights: Array, covariance: Array) -> tuple[Array, Array]:
     return solve_triangular(factor, weights.T, lower=True), factor
 
 
-def _forward(weights, covariance, ridge, coupling, *, reduction, wanted):
+def _forward(weights, covariance, ridge, coupling, *, reduction, needs_grad):
     y, factor = _half(weights, covariance)
     plain = jnp.sum(ridge / 2 * weights * weights)
     coupled = jnp.sum(coupling / 2 * y * y)
-    if not wanted & {"weights", "covariance"}:
+    if not needs_grad & {"weights", "covariance"}:
         s = jnp.zeros((), weights.dtype)
     elif covariance.ndim == 1:
         s = (y / factor[:, None]).T
     else:
         s = solve_triangular(factor, y, lower=True, trans="T").T
-    half = jnp.vdot(y, y) / 2 if "coupling" in wanted else jnp.zeros((), weights.dtype)
+    half = jnp.vdot(y, y) / 2 if "coupling" in needs_grad else jnp.zeros((), weights.dtype)
     value = reduction.split.over_columns(plain + coupled).astype(reduction.dtype)
     return value, (weights, covariance, s, half, ridge, coupling)
 
 
-def _backward(residuals, ct, *, wanted):
+def _backward(residuals, ct, *, needs_grad):
     weights, covariance, s, half, ridge, coupling = residuals
     ct = ct.astype(weights.dtype)
     by_covariance = None
-    if "covariance" in wanted:
+    if "covariance" in needs_grad:
         scaled = -(ct * coupling / 2) * s
         by_covariance = jnp.sum(scaled * s, 0) if covariance.ndim == 1 else scaled.T @ s
     return (
@@ -108,7 +95,7 @@ def _backward(residuals, ct, *, wanted):
     )
 
 
-def _draw(key, batch, dtype, *, smooth):
+def _example_args(key, batch, dtype, *, smooth):
     """Arguments for the checker; there is no kink, so no smooth twin, and there are no examples."""
     keys = jax.random.split(key, 2)
     root = jax.random.normal(keys[0], (3, 3), dtype)
@@ -117,18 +104,66 @@ def _draw(key, batch, dtype, *, smooth):
     return (jax.random.normal(keys[1], (4, 3), dtype), covariance), options
 
 
-def _layout(args, *, reduction):
-    return {"weights": jax.P("columns")}, reduction.spec
+@dataclasses.dataclass(frozen=True)
+class _Covariance(Argument):
+    """A symmetric positive definite matrix, or its diagonal."""
+
+    axes: str = "tasks tasks"
+
+    kind = "real"
+
+    @property
+    def range(self) -> str:
+        return "symmetric positive definite"
+
+    def check(self, name: str, x: Any, call: Call) -> Any:
+        x = as_array(name, x)
+        require_floating(name, x)
+        call.bind(name, x, self.names[:1] if x.ndim == 1 else self.names)
+        numbers = concrete(x)
+        if numbers is not None and numbers.size:
+            _check_covariance(numbers)
+        return x
 
 
-@public(Rule(_equation, _forward, _backward, ("reduction",), _layout), _draw)
+def _check_covariance(numbers: np.ndarray) -> None:
+    of_scale = max(OF_SCALE, float(jnp.finfo(numbers.dtype).eps))
+    numbers = numbers.astype(np.promote_types(numbers.dtype, np.float32))
+    if numbers.ndim == 1:
+        least = numbers.min()
+        require(least > 0, "covariance", "a positive diagonal", f"the entry {least}")
+        return
+    skew = np.abs(numbers - numbers.T).max()
+    triangular = not np.tril(numbers, -1).any() or not np.triu(numbers, 1).any()
+    hint = " (L @ L.T is the covariance of a Cholesky factor L)" if triangular else ""
+    symmetric = _is_symmetric(numbers, of_scale)
+    require(symmetric, "covariance", "a symmetric matrix", f"an asymmetry of {skew}{hint}")
+    mean = numbers / 2 + numbers.T / 2
+    try:
+        np.linalg.cholesky(mean)
+    except np.linalg.LinAlgError:
+        least = np.linalg.eigvalsh(mean)[0]
+        require(False, "covariance", "a positive definite matrix", f"the eigenvalue {least}")
+
+
+_ARGUMENTS = Arguments(
+    "features",
+    weights=Real("features tasks"),
+    covariance=_Covariance(),
+    ridge=Scalar(least=0),
+    coupling=Scalar(least=0),
+)
+_penalty = Rule(_equation, _forward, _backward, _ARGUMENTS, _ARGUMENTS.layout)
+
+
+@public(_penalty, _example_args)
 def task_covariance_penalty(
     weights: Float[ArrayLike, "features tasks"],
     covariance: Float[ArrayLike, "tasks tasks"] | Float[ArrayLike, " tasks"],
     *,
     ridge: Float[ArrayLike, ""] | float = 1.0,
     coupling: Float[ArrayLike, ""] | float = 1.0,
-) -> Any:
+) -> Array:
     """Ridge and task-covariance penalty of multi-task relationship learning.
 
         G = (ridge/2) Tr(W Wᵀ) + (coupling/2) Tr(W Omega⁻¹ Wᵀ)
@@ -171,40 +206,7 @@ def task_covariance_penalty(
         Zhang and Yeung, "A convex formulation for learning task relationships in multi-task
         learning", UAI 2010, problem (9).
     """
-    axes = Axes()
-    weights = axes.real("weights", weights, "features tasks")
-    covariance = as_array("covariance", covariance)
-    diagonal = np.ndim(covariance) == 1
-    covariance = axes.real("covariance", covariance, "tasks" if diagonal else "tasks tasks")
-    ridge = axes.scalar("ridge", ridge, least=0)
-    coupling = axes.scalar("coupling", coupling, least=0)
-    _check_covariance(concrete(covariance))
-    dtype = common_dtype(weights, covariance, ridge, coupling)
-    weights, covariance = promoted(accumulator(dtype), weights, covariance)
-    ridge, coupling = rounded(accumulator(dtype), ridge=ridge, coupling=coupling)
-    return (weights, covariance, ridge, coupling), {"reduction": Reduction("sum", None, dtype)}
-
-
-def _check_covariance(numbers: np.ndarray | None) -> None:
-    if numbers is None or not numbers.size:
-        return
-    of_scale = max(OF_SCALE, float(jnp.finfo(numbers.dtype).eps))
-    numbers = numbers.astype(np.promote_types(numbers.dtype, np.float32))
-    if numbers.ndim == 1:
-        least = numbers.min()
-        require(least > 0, "covariance", "a positive diagonal", f"the entry {least}")
-        return
-    skew = np.abs(numbers - numbers.T).max()
-    triangular = not np.tril(numbers, -1).any() or not np.triu(numbers, 1).any()
-    hint = " (L @ L.T is the covariance of a Cholesky factor L)" if triangular else ""
-    symmetric = _is_symmetric(numbers, of_scale)
-    require(symmetric, "covariance", "a symmetric matrix", f"an asymmetry of {skew}{hint}")
-    mean = numbers / 2 + numbers.T / 2
-    try:
-        np.linalg.cholesky(mean)
-    except np.linalg.LinAlgError:
-        least = np.linalg.eigvalsh(mean)[0]
-        require(False, "covariance", "a positive definite matrix", f"the eigenvalue {least}")
+    return _penalty(weights, covariance, ridge, coupling)
 
 
 def optimal_task_covariance(
@@ -241,16 +243,20 @@ def optimal_task_covariance(
         Zhang and Yeung, "A convex formulation for learning task relationships in multi-task
         learning", UAI 2010, equation (13).
     """
-    axes = Axes()
-    weights = axes.real("weights", weights, "features tasks")
-    jitter = axes.scalar("jitter", jitter, least=0)
-    # The root of a number may be in the range of the dtype where the number is not.
-    root = jitter**0.5 if isinstance(jitter, float) else jnp.sqrt(jitter)
-    return _optimal(weights, *rounded(accumulator(weights), jitter=root))
+    return _OF_WEIGHTS.apply(_optimal, weights, jitter)
 
 
-@jax.jit
-@automatic
+class _Root(Scalar):
+    """The root of a number, which may be in the range of the dtype where the number is not."""
+
+    def check_with_others(self, name: str, x: Any, call: Call) -> Any:
+        root = jnp.sqrt(x) if isinstance(x, jax.Array) else np.sqrt(x)
+        return super().check_with_others(name, root, call)
+
+
+_OF_WEIGHTS = Arguments(weights=Real("features tasks", "own"), jitter=_Root(least=0))
+
+
 def _optimal(weights: Array, root_jitter: Array) -> Array:
     # Omega is that of W and sqrt(jitter) divided by any number, which here keeps squares in range.
     scaled = weights.astype(root_jitter.dtype)

@@ -17,27 +17,27 @@ a(margin), which is the margin only for the exact ramp and margin >= 0.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from mcgrad._arrays import (
-    Array,
-    ArrayLike,
-    Axes,
-    Float,
-    Int,
-    check_choice,
-    common_dtype,
-    promoted,
-    rounded,
+from mcgrad._arguments import (
+    BLOCK_SIZE,
+    L2,
+    MU,
+    REDUCTION,
+    SAMPLE_WEIGHT,
+    Arguments,
+    Choice,
+    Classes,
+    ClassWeights,
+    Real,
+    Scalar,
 )
-from mcgrad._blocks import check_block_size
+from mcgrad._arrays import Array, ArrayLike, Float, Int
 from mcgrad._merge import Sum
 from mcgrad._modes import public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._reduction import Reduction, drop_dead
 from mcgrad.losses._linear import linear_rule, score_rule
 from mcgrad.losses._scores import ScoreLoss, Tile
 
@@ -103,21 +103,44 @@ class _WestonWatkins(ScoreLoss):
         return jnp.ones((), b.dtype) if self.power == 1 else 2 * ramp(b, self.mu)
 
 
-def _options(axes, labels, margin, mu, power, class_weight, sample_weight):
-    """The arguments that both public functions share, checked."""
-    check_choice("power", power, (1, 2))
-    labels = axes.integers("labels", labels, "*batch")
-    margin = axes.scalar("margin", margin)
-    mu = None if mu is None else axes.scalar("mu", mu, above=0)
-    if class_weight is not None:
-        class_weight = axes.nonnegative("class_weight", class_weight, "classes")
-    if sample_weight is not None:
-        sample_weight = axes.nonnegative("sample_weight", sample_weight, "*batch")
-    labels = axes.classes("labels", labels, sample_weight)
-    return labels, margin, mu, class_weight, sample_weight
+POWER = Choice((1, 2))
+
+_on_scores = score_rule(
+    _WestonWatkins,
+    Arguments(
+        "classes",
+        scores=Real("*batch classes"),
+        labels=Classes(),
+        margin=Scalar(),
+        mu=MU,
+        power=POWER,
+        class_weight=ClassWeights("classes", optional=True),
+        sample_weight=SAMPLE_WEIGHT,
+        reduction=REDUCTION,
+    ),
+)
+
+_linear = linear_rule(
+    _WestonWatkins,
+    Arguments(
+        "classes",
+        weights=Real("classes features", "products"),
+        inputs=Real("*batch features", "products"),
+        labels=Classes(),
+        bias=Real("classes", optional=True),
+        margin=Scalar(),
+        l2=L2,
+        mu=MU,
+        power=POWER,
+        class_weight=ClassWeights("classes", optional=True),
+        sample_weight=SAMPLE_WEIGHT,
+        reduction=REDUCTION,
+        block_size=BLOCK_SIZE,
+    ),
+)
 
 
-def _draw(key, batch, dtype, *, smooth):
+def _example_args(key, batch, dtype, *, smooth):
     """Arguments for the checker: every float argument in its general position."""
     keys = jax.random.split(key, 6)
     scores = 2 * jax.random.normal(keys[0], (*batch, 5), dtype)
@@ -130,8 +153,8 @@ def _draw(key, batch, dtype, *, smooth):
     return (scores, labels), options | ({"mu": jnp.asarray(1.5, dtype)} if smooth else {})
 
 
-def _linear_draw(key, batch, dtype, *, smooth):
-    (_, labels), options = _draw(key, batch, dtype, smooth=smooth)
+def _linear_example_args(key, batch, dtype, *, smooth):
+    (_, labels), options = _example_args(key, batch, dtype, smooth=smooth)
     keys = jax.random.split(key, 9)[6:]
     weights = jax.random.normal(keys[0], (5, 3), dtype)
     inputs = jax.random.normal(keys[1], (*batch, 3), dtype)
@@ -139,14 +162,7 @@ def _linear_draw(key, batch, dtype, *, smooth):
     return (weights, inputs, labels), options | {"bias": bias, "l2": jnp.asarray(0.1, dtype)}
 
 
-@public(
-    score_rule(
-        _WestonWatkins,
-        arguments=("scores", "labels", "margin", "mu", "class_weight", "sample_weight"),
-        options=("power",),
-    ),
-    _draw,
-)
+@public(_on_scores, _example_args)
 def weston_watkins_loss(
     scores: Float[ArrayLike, "*batch classes"],
     labels: Int[ArrayLike, "*batch"],
@@ -157,7 +173,7 @@ def weston_watkins_loss(
     class_weight: Float[ArrayLike, " classes"] | None = None,
     sample_weight: Float[ArrayLike, "*batch"] | None = None,
     reduction: str = "mean",
-) -> Any:
+) -> Array:
     """Weston-Watkins multiclass hinge of the scores of any model.
 
     For scores s and true class t, with b_j = s_j - s_t + margin and the ramp a(b) = max(0, b):
@@ -207,35 +223,10 @@ def weston_watkins_loss(
         Weston and Watkins, "Support vector machines for multi-class pattern recognition",
         ESANN 1999, problem (2). PyTorch's multi_margin_loss is this loss divided by `classes`.
     """
-    axes = Axes()
-    scores = axes.real("scores", scores, "*batch classes")
-    labels, margin, mu, class_weight, sample_weight = _options(
-        axes, labels, margin, mu, power, class_weight, sample_weight
-    )
-    over = Reduction.of(reduction, axes, scores, margin, mu, class_weight, sample_weight)
-    if sample_weight is not None:
-        sample_weight, scores, labels = drop_dead(sample_weight, scores, labels)
-    scores, labels, sample_weight = axes.flatten(scores, labels, sample_weight)
-    class_weight, sample_weight, scores = promoted(
-        over.accumulator, class_weight, sample_weight, scores
-    )
-    (margin,) = rounded(over.accumulator, margin=margin)
-    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
-    args = scores, labels, margin, mu, class_weight, sample_weight
-    return args, {"power": power, "reduction": over}
+    return _on_scores(scores, labels, margin, mu, power, class_weight, sample_weight, reduction)
 
 
-@public(
-    linear_rule(
-        _WestonWatkins,
-        arguments=(
-            "weights", "inputs", "labels", "bias",
-            "margin", "l2", "mu", "class_weight", "sample_weight",
-        ),
-        options=("power",),
-    ),
-    _linear_draw,
-)  # fmt: skip
+@public(_linear, _linear_example_args)
 def linear_weston_watkins_loss(
     weights: Float[ArrayLike, "classes features"],
     inputs: Float[ArrayLike, "*batch features"],
@@ -250,7 +241,7 @@ def linear_weston_watkins_loss(
     sample_weight: Float[ArrayLike, "*batch"] | None = None,
     reduction: str = "mean",
     block_size: int | None = None,
-) -> Any:
+) -> Array:
     """Weston-Watkins multiclass hinge of linear scores, with an l2 penalty.
 
     For an input x, true class t, scores s = W x + bias, b_j = s_j - s_t + margin and the ramp
@@ -316,27 +307,7 @@ def linear_weston_watkins_loss(
         Weston and Watkins, "Support vector machines for multi-class pattern recognition",
         ESANN 1999, problem (2); the l2 penalty is its ‖w‖² term.
     """
-    axes = Axes()
-    weights = axes.real("weights", weights, "classes features")
-    inputs = axes.real("inputs", inputs, "*batch features")
-    labels, margin, mu, class_weight, sample_weight = _options(
-        axes, labels, margin, mu, power, class_weight, sample_weight
-    )
-    bias = None if bias is None else axes.real("bias", bias, "classes")
-    l2 = axes.scalar("l2", l2, least=0)
-    check_block_size(block_size)
-    rest = bias, margin, l2, mu, class_weight, sample_weight
-    over = Reduction.of(reduction, axes, weights, inputs, *rest)
-    if sample_weight is not None:
-        sample_weight, inputs, labels = drop_dead(sample_weight, inputs, labels)
-    inputs, labels, sample_weight = axes.flatten(inputs, labels, sample_weight)
-    weights, inputs = promoted(common_dtype(weights, inputs), weights, inputs)
-    # A penalty that is absent need not read the weights.
-    penalty = None if isinstance(l2, float) and l2 == 0 else l2
-    bias, class_weight, sample_weight = promoted(
-        over.accumulator, bias, class_weight, sample_weight
-    )
-    margin, l2 = rounded(over.accumulator, margin=margin, l2=penalty)
-    (mu,) = rounded(over.accumulator, limits=True, mu=mu)
-    args = weights, inputs, labels, bias, margin, l2, mu, class_weight, sample_weight
-    return args, {"power": power, "reduction": over, "block_size": block_size}
+    return _linear(
+        weights, inputs, labels, bias, margin, l2, mu, power,
+        class_weight, sample_weight, reduction, block_size,
+    )  # fmt: skip

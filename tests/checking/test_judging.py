@@ -409,7 +409,7 @@ def test_equation_of_a_pair_is_no_reference_where_it_is_not_finite() -> None:
 @pytest.mark.parametrize("name", mcgrad.LOSSES)
 def test_losses_are_compared_with_their_equations(name) -> None:
     loss = mcgrad.LOSSES[name]
-    args, options = loss.draw(jax.random.key(0), (4,), jnp.float32, smooth=False)
+    args, options = loss.example_args(jax.random.key(0), (4,), jnp.float32, smooth=False)
     report = check_gradients(loss, *args, checks=("reference", "value"), **options)
     assert report.ok and results(report)["reference"] == "passed", report
 

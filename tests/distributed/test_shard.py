@@ -95,16 +95,16 @@ def test_equals_it_split_along_one_axis_of_a_mesh_of_two(name, axes):
     assert_same(case, value_and_gradients(case, sharded)(case.params), on_one_device(name))
 
 
-@pytest.mark.parametrize("wanted", ["weights", "inputs", "bias"])
+@pytest.mark.parametrize("needs_grad", ["weights", "inputs", "bias"])
 @pytest.mark.parametrize("name", [name for name in CASES if "few violations" in name])
-def test_each_gradient_alone_where_rows_are_skipped(name, wanted):
+def test_each_gradient_alone_where_rows_are_skipped(name, needs_grad):
     case = CASES[name]
 
     def gradient(loss):
         def value(x):
-            return reduced(case, loss, case.params | {wanted: x})
+            return reduced(case, loss, case.params | {needs_grad: x})
 
-        return jax.device_get(jax.jit(jax.grad(value))(case.params[wanted]))
+        return jax.device_get(jax.jit(jax.grad(value))(case.params[needs_grad]))
 
     assert_same(case, gradient(case.sharded(make_mesh((2, 4)))), gradient(case.loss))
 
@@ -239,8 +239,8 @@ SCALARS = 8  # at most, in all
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name, wanted", TRAFFIC)
-def test_sends_what_it_says_and_gathers_nothing(name, wanted, kind):
+@pytest.mark.parametrize("name, needs_grad", TRAFFIC)
+def test_sends_what_it_says_and_gathers_nothing(name, needs_grad, kind):
     case, mesh = CASES[name], make_mesh((2, 4), KINDS[kind])
     params = placed(case, mesh)
     fixed = {
@@ -253,10 +253,10 @@ def test_sends_what_it_says_and_gathers_nothing(name, wanted, kind):
         return case._replace(fixed=fixed | static).call(sharded, rest | some)
 
     static = {key: fixed.pop(key) for key in list(fixed) if isinstance(fixed[key], int | str)}
-    function = jax.jit(jax.value_and_grad(value) if wanted else value)
-    some = {key: params[key] for key in wanted}
+    function = jax.jit(jax.value_and_grad(value) if needs_grad else value)
+    some = {key: params[key] for key in needs_grad}
     counts, kinds = sent(function, some, params, fixed)
-    data, model = TRAFFIC[name, wanted]
+    data, model = TRAFFIC[name, needs_grad]
     assert kinds == {"all-reduce"}
     assert data <= counts["data"] <= data + SCALARS
     assert model <= counts["model"] <= model + SCALARS
