@@ -178,17 +178,22 @@ class Scalar(Argument):
         dtype = accumulator(call.dtype)
         if isinstance(x, np.ndarray) and is_kind(x, jnp.floating):
             dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-        with np.errstate(over="ignore"):
-            rounded = np.asarray(x, dtype)
+        # As a Python number again, which JAX takes up quickest.
+        rounded = _rounded(float(x), dtype)
         if self.limits:
-            return np.maximum(rounded, jnp.finfo(dtype).tiny)
-        inside = np.isfinite(rounded)
-        require(inside, name, f"a number in the range of {jnp.dtype(dtype)}", x)
+            return max(rounded, float(jnp.finfo(dtype).tiny))
+        if not math.isfinite(rounded):
+            require(False, name, f"a number in the range of {jnp.dtype(dtype)}", x)
         return rounded
 
     def judged(self, x: Array, given: dict[str, Any]) -> Array:
         # A factor, not a choice: that makes the gradient NaN as well, where a choice makes it 0.
         return x * nan_unless(self.fits(x))
+
+
+def _rounded(x: float, dtype: Any) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.asarray(x, dtype))
 
 
 def nan_unless(fits: Array) -> Array:
@@ -338,10 +343,11 @@ class Call:
 
     def bind(self, argument: str, x: Any, names: tuple[str, ...]) -> Any:
         """x, whose shape has the axes of these names."""
-        shape, known = x.shape, dict(self.sizes)
+        shape, before = x.shape, len(self.sizes)
         self.bound.append(Bound(argument, shape, names))
         if not _fits(self.sizes, shape, names):
             expected = f"shape ({', '.join(names)}{',' if len(names) == 1 else ''})"
+            known = dict(list(self.sizes.items())[:before])
             sizes = [f"{name}={known[name]}" for name in dict.fromkeys(names) if name in known]
             expected += f" with {', '.join(sizes)}" if sizes else ""
             require(False, argument, expected, f"shape {shape}{_likely_mistake(self.bound)}")
@@ -389,10 +395,11 @@ class Arguments:
         call, options = Call(), {}
         call.given = dict(zip(self.stated, values, strict=True))
         for name, argument in self.stated.items():
-            if isinstance(argument, Option):
-                options[name] = argument.check(name, call.given[name], call)
-            elif call.given[name] is not None or not argument.optional:
-                call.given[name] = argument.check(name, call.given[name], call)
+            value = call.given[name]
+            if name in self.options:
+                options[name] = argument.check(name, value, call)
+            elif value is not None or not self.arrays[name].optional:
+                call.given[name] = argument.check(name, value, call)
         self.rules(call.given)
         arrays = {name: call.given[name] for name in self.arrays}
         call.dtype = common_dtype(*jax.tree.leaves(arrays))
@@ -465,18 +472,18 @@ def cast_to(dtype: Any, x: Any) -> Any:
 
 def _fits(sizes: dict[str, Any], shape: tuple[int, ...], names: tuple[str, ...]) -> bool:
     """Whether a shape has the axes of these names. It adds the sizes that were not known."""
-    if not (names and names[0].startswith("*")):
-        parts: list[Any] = list(shape)
-    else:
+    parts: Any = shape
+    if names and names[0].startswith("*"):
         leading = len(shape) - len(names) + 1
         if leading < 0:
             return False
-        parts = [shape[:leading], *shape[leading:]]
+        parts = shape[:leading], *shape[leading:]
     if len(parts) != len(names):
         return False
-    return all(
-        sizes.setdefault(name, size) == size for name, size in zip(names, parts, strict=True)
-    )
+    for name, size in zip(names, parts, strict=True):
+        if sizes.setdefault(name, size) != size:
+            return False
+    return True
 
 
 def _likely_mistake(bound: list[Bound]) -> str:

@@ -79,8 +79,8 @@ def require(held: Any, argument: str, expected: str, got: Any) -> None:
 
 def check_choice(argument: str, value: Any, choices: Sequence[Any]) -> None:
     """The argument is one of a few names or numbers."""
-    held = any(value is c or (type(value) is type(c) and value == c) for c in choices)
-    require(held, argument, "one of " + ", ".join(map(repr, choices)), repr(value))
+    if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
+        require(False, argument, "one of " + ", ".join(map(repr, choices)), repr(value))
 
 
 def as_array(argument: str, x: Any, hint: str = "") -> Any:

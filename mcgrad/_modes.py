@@ -86,7 +86,8 @@ class Rule:
     def __call__(self, *values: Any, mode: str = "reverse") -> Any:
         """The loss of the values of a call, in the order of its signature."""
         args, options = self.arguments.check(*values)
-        return _evaluate(self, mode, tuple(options.items()), *args)
+        types = tuple(map(type, options.values()))  # 1, 1.0 and True are equal
+        return _compiled(self, mode, tuple(options.items()), types)(*args)
 
     def evaluate(self, mode: str, options: dict[str, Any], *args: Any) -> Any:
         """The loss of canonical arguments in one of its modes."""
@@ -94,11 +95,21 @@ class Rule:
         return automatic(_MODES[mode](bound))(*args)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _evaluate(rule: Rule, mode: str, options: tuple[tuple[str, Any], ...], *args: Any) -> Any:
-    args, known = rule.arguments.canonicalize(args, dict(options))
-    # In a `shard_map` of the user's own, the gradient of what is shared is summed over it by JAX.
-    return rule.evaluate(mode, known, *vary(args, varying(args)))
+@functools.lru_cache(maxsize=4096)
+def _compiled(
+    rule: Rule, mode: str, options: tuple[tuple[str, Any], ...], types: tuple[type, ...]
+) -> Callable[..., Any]:
+    """The loss of checked arguments.
+
+    A function for each choice of options is called more quickly than one with static arguments.
+    """
+
+    def loss(*args: Any) -> Any:
+        args, known = rule.arguments.canonicalize(args, dict(options))
+        # In a `shard_map` of the user's own, the gradient of what is shared is summed over it.
+        return rule.evaluate(mode, known, *vary(args, varying(args)))
+
+    return jax.jit(loss)
 
 
 @dataclasses.dataclass(frozen=True)
