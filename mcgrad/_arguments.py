@@ -23,15 +23,15 @@ import numpy as np
 
 from mcgrad._arrays import (
     Array,
-    accumulator,
+    accumulation_dtype,
     as_array,
     check_choice,
     common_dtype,
     concrete,
     require,
 )
-from mcgrad._reduction import Reduction, drop_dead
-from mcgrad._split import automatic
+from mcgrad._mesh import automatic
+from mcgrad._reduction import Reduction, zero_masked_examples
 
 __all__ = [
     "BATCH",
@@ -175,7 +175,7 @@ class Scalar(Argument):
     def check_with_others(self, name: str, x: Any, call: "Call") -> Any:
         if isinstance(x, jax.Array) or self.dtype == "own":
             return x
-        dtype = accumulator(call.dtype)
+        dtype = accumulation_dtype(call.dtype)
         if isinstance(x, np.ndarray) and is_kind(x, jnp.floating):
             dtype = jax.dtypes.canonicalize_dtype(x.dtype)
         # As a Python number again, which JAX takes up quickest.
@@ -224,7 +224,7 @@ class Weights(Argument):
 
     def check_with_others(self, name: str, x: Any, call: "Call") -> Any:
         # JAX would narrow integers of 64 bits.
-        return x.astype(accumulator(call.dtype)) if isinstance(x, np.ndarray) else x
+        return x.astype(accumulation_dtype(call.dtype)) if isinstance(x, np.ndarray) else x
 
     def judged(self, x: Array, given: dict[str, Any]) -> Array:
         return x * nan_unless(~(x < 0))
@@ -419,7 +419,7 @@ class Arguments:
         given = dict(zip(self.arrays, jax.tree.map(jnp.asarray, args), strict=True))
         products = [x for name, x in given.items() if self.arrays[name].dtype == "products"]
         dtypes = {
-            "sums": reduction.accumulator,
+            "sums": reduction.accumulation_dtype,
             "products": common_dtype(*products) if products else None,
         }
         for name, x in given.items():
@@ -429,7 +429,7 @@ class Arguments:
         if given.get("sample_weight") is not None:
             rows = [name for name, x in given.items() if x is not None and self.is_row(name)]
             rows = ["sample_weight", *rows]
-            given |= zip(rows, drop_dead(*(given[name] for name in rows)), strict=True)
+            given |= zip(rows, zero_masked_examples(*(given[name] for name in rows)), strict=True)
         for name, x in given.items():
             given[name] = self.flattened(name, x, reduction.batch)
         return tuple(given.values()), options

@@ -15,18 +15,18 @@ __all__ = [
     "ArrayLike",
     "Float",
     "Int",
-    "accumulator",
+    "accumulation_dtype",
     "as_array",
     "check_choice",
     "common_dtype",
     "concrete",
     "power_of_two",
-    "product",
+    "matmul",
     "require",
 ]
 
 
-def accumulator(dtype: Any) -> Any:
+def accumulation_dtype(dtype: Any) -> Any:
     """The dtype in which sums of this one run: float32 for half precision, else its own."""
     return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else jnp.dtype(dtype)
 
@@ -47,7 +47,7 @@ def _common_dtype(types: frozenset[tuple[Any, bool]], x64: bool) -> Any:
         return jnp.result_type(*[0.0 if weak else canonical(dtype) for dtype, weak in floating])
 
 
-def product(left: Array, right: Array, dtype: Any) -> Array:
+def matmul(left: Array, right: Array, dtype: Any) -> Array:
     """Matrix product in the dtype of its factors, accumulated in `dtype`."""
     return jnp.matmul(left, right, preferred_element_type=dtype)
 

@@ -24,7 +24,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from mcgrad._arrays import Array
-from mcgrad._split import Layout, automatic, vary, varying
+from mcgrad._mesh import Layout, automatic, pvary, varying
 
 __all__ = [
     "LossFunction",
@@ -107,7 +107,7 @@ def _compiled(
     def loss(*args: Any) -> Any:
         args, known = rule.arguments.canonicalize(args, dict(options))
         # In a `shard_map` of the user's own, the gradient of what is shared is summed over it.
-        return rule.evaluate(mode, known, *vary(args, varying(args)))
+        return rule.evaluate(mode, known, *pvary(args, varying(args)))
 
     return jax.jit(loss)
 

@@ -10,8 +10,8 @@ A mean over no weight at all (an empty batch, or Σ s = 0) is 0. It does not dep
 the weights: they are divided by a power of two, and their sum neither overflows nor underflows.
 
 An example of weight 0, a dead one, contributes nothing, whatever its numbers are. If its loss is
-finite its weight still has a derivative; if not, that is 0 too. `drop_dead` takes out what is not
-finite in the data, `spare` and `closed_examples` what would become so on the way.
+finite its weight still has a derivative; if not, that is 0 too. `zero_masked_examples` takes out
+what is not finite in the data, `spare` and `closed_examples` what would become so on the way.
 
 Over a mesh, `losses` are the f_i of this device's examples, the same on every shard of the columns.
 """
@@ -24,14 +24,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mcgrad._arrays import Array, accumulator, power_of_two
-from mcgrad._split import WHOLE, Split
+from mcgrad._arrays import Array, accumulation_dtype, power_of_two
+from mcgrad._mesh import WHOLE, MeshAxes
 
 __all__ = [
     "Reduction",
     "closed_examples",
     "dead_examples",
-    "drop_dead",
+    "zero_masked_examples",
     "finite",
     "spare",
     "spared",
@@ -50,19 +50,19 @@ class Reduction(NamedTuple):
     name: str
     batch: tuple[int, ...] | None
     dtype: Any
-    split: Split = WHOLE
+    split: MeshAxes = WHOLE
 
     @property
-    def accumulator(self) -> Any:
+    def accumulation_dtype(self) -> Any:
         """The dtype in which losses are summed."""
-        return accumulator(self.dtype)
+        return accumulation_dtype(self.dtype)
 
     @property
     def spec(self) -> jax.P:
         """How the value is split, as in a `Layout`."""
         return jax.P("examples") if self.name == "none" else jax.P()
 
-    def part(self, split: Split) -> "Reduction":
+    def part(self, split: MeshAxes) -> "Reduction":
         """The reduction of one part of a batch that is split over a mesh."""
         batch = self.batch
         if split.examples is not None and batch:
@@ -88,7 +88,7 @@ class Reduction(NamedTuple):
         # The sum may overflow where the mean does not.
         return jnp.where(jnp.isfinite(total), total / norm, mean)
 
-    def by_losses(
+    def losses_vjp(
         self, ct: Array, losses: Array, sample_weight: Array | None, products: Any = None
     ) -> tuple[Array, Array]:
         """The cotangent of `losses` as (rows, factor): rows (examples,) times factor ().
@@ -108,12 +108,12 @@ class Reduction(NamedTuple):
         return rows, ct * inverse
 
     def unit_rows(self, inputs: Array, sample_weight: Array | None) -> Array:
-        """The rows of `by_losses` for a cotangent of 1, where `inputs` (examples, ...) follow."""
-        losses = jnp.ones(inputs.shape[0], self.accumulator)
-        ct = jnp.ones(self.batch if self.name == "none" else (), self.accumulator)
-        return self.by_losses(ct, losses, sample_weight, inputs.dtype)[0]
+        """The rows of `losses_vjp` for a cotangent of 1, where `inputs` (examples, ...) follow."""
+        losses = jnp.ones(inputs.shape[0], self.accumulation_dtype)
+        ct = jnp.ones(self.batch if self.name == "none" else (), self.accumulation_dtype)
+        return self.losses_vjp(ct, losses, sample_weight, inputs.dtype)[0]
 
-    def by_sample_weight(
+    def sample_weight_vjp(
         self, ct: Array, losses: Array, sample_weight: Array | None, constant: Any = 0.0
     ) -> Array | None:
         """The cotangent of `sample_weight`, for losses f_i + constant.
@@ -145,7 +145,7 @@ class Reduction(NamedTuple):
         return s, norm, jnp.where(total == 0, 0, 1 / norm), scale
 
 
-def drop_dead(sample_weight: Array, *rows: Array) -> tuple[Array, ...]:
+def zero_masked_examples(sample_weight: Array, *rows: Array) -> tuple[Array, ...]:
     """Zeros for the examples of weight 0 that hold NaN or inf, their weight included.
 
     Masking the loss alone is not enough: 0 * NaN comes back in the products of the gradient.

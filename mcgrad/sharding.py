@@ -22,8 +22,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from mcgrad._arrays import Array, require
+from mcgrad._mesh import MeshAxes, pvary, varying
 from mcgrad._modes import LossFunction, Rule, check_loss
-from mcgrad._split import Split, vary, varying
 
 __all__ = ["shard"]
 
@@ -120,7 +120,9 @@ def shard(
     require(given, "batch_axis, model_axis", "at least one of them", "neither")
     require(len(set(given)) == len(given), "model_axis", "another axis", repr(model_axis))
     # An axis of one device splits nothing, and a sum over it would still be copied.
-    split = Split(*(axis and (axis if mesh.shape[axis] > 1 else None) for axis in named.values()))
+    split = MeshAxes(
+        *(axis and (axis if mesh.shape[axis] > 1 else None) for axis in named.values())
+    )
     return _Sharded(whole, mode, mesh, split)
 
 
@@ -129,7 +131,7 @@ class _Sharded(LossFunction):
 
     __slots__ = ("mesh", "sharded_rule", "split")
 
-    def __init__(self, loss: Any, mode: str, mesh: Mesh, split: Split) -> None:
+    def __init__(self, loss: Any, mode: str, mesh: Mesh, split: MeshAxes) -> None:
         super().__init__(loss, mode)
         self.mesh, self.split = mesh, split
         self.sharded_rule = _ShardedRule(**_fields(loss.rule), mesh=mesh, split=split)
@@ -148,7 +150,7 @@ class _ShardedRule(Rule):
     """The closed form on the parts of the arguments that a device holds."""
 
     mesh: Mesh
-    split: Split
+    split: MeshAxes
 
     def evaluate(self, mode: str, options: dict[str, Any], *args: Any) -> Any:
         specs, value_spec = self.specs(args, options)
@@ -196,7 +198,7 @@ class _ShardedRule(Rule):
         """The sum over the axes along which the cotangent varies and the argument does not."""
         own = frozenset(itertools.chain(*_names(spec)))
         shared = tuple(sorted(varying(cotangent) - own))
-        return vary(lax.psum(cotangent, shared) if shared else cotangent, own)
+        return pvary(lax.psum(cotangent, shared) if shared else cotangent, own)
 
     def laid_out(self, x: Array, spec: jax.P) -> Array:
         """With explicit axes a `shard_map` takes only what its type says is split as it should."""

@@ -37,7 +37,9 @@ class Case(NamedTuple):
 
     def draw(self, dtype=jnp.float32, seed=0) -> tuple[Callable[..., Any], dict[str, Any]]:
         """(call, params): `call(loss, params)` evaluates a face of the loss."""
-        args, kwargs = self.loss.example_args(jax.random.key(seed), self.batch, dtype, smooth=self.smooth)
+        args, kwargs = self.loss.example_args(
+            jax.random.key(seed), self.batch, dtype, smooth=self.smooth
+        )
         names = self.loss.__code__.co_varnames[: len(args)]
         everything = dict(zip(names, args, strict=True)) | kwargs | dict(self.options)
         params = {name: x for name, x in everything.items() if is_real(x)}

@@ -381,7 +381,9 @@ def test_traced_label_of_the_network_far_from_one_has_no_plausible_gradient():
 )
 def test_integers_are_taken_for_real_numbers(name, argument, kind):
     """The dtype of the value follows the real arguments."""
-    args, options = LOSSES[name].example_args(jax.random.key(0), (ROWS,), jnp.bfloat16, smooth=False)
+    args, options = LOSSES[name].example_args(
+        jax.random.key(0), (ROWS,), jnp.bfloat16, smooth=False
+    )
     ones = np.ones(jnp.shape(options.get(argument, 0)))
     of_jax = kind in (jnp.int32, jnp.int4)
     given = ones.astype(int).tolist() if kind is int else ones.astype(jnp.dtype(kind))

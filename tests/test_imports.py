@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "mcgrad"
 # a package with all its modules, which may import each other.
 FLOORS = [
     {"_arrays"},
-    {"_split"},
+    {"_mesh"},
     {"_blocks", "_merge", "_modes", "_ramp", "_reduction"},
     {"_arguments"},
     {"losses"},

@@ -602,7 +602,7 @@ ORDERS = {
 
 
 def test_any_two_transformations_of_one_jitted_function_in_any_order():
-    """Were the number of residuals to follow what is needs_grad, a later one would die inside JAX."""
+    """Were the number of residuals to follow `needs_grad`, a later one would die inside JAX."""
 
     def forward(x, s, *, needs_grad):
         by_x = 2 * s * x if "x" in needs_grad else jnp.zeros(())

@@ -97,7 +97,7 @@ class _Call:
     @functools.cached_property
     def class_factor(self) -> Array:
         """c_t of each example; NaN for a label out of range, which makes loss and gradient NaN."""
-        ones = jnp.ones(self.size, self.reduction.accumulator)
+        ones = jnp.ones(self.size, self.reduction.accumulation_dtype)
         if not self.loss.has_true_class:
             return ones
         labels, c = self.given["labels"], self.get("class_weight")
@@ -212,7 +212,7 @@ class _Form:
         penalty = call.reduction.split.over_columns(self.penalty(call))
         value = call.reduction.value(losses + penalty, call.get("sample_weight"))
         # Placeholders, so that the tree of residuals does not depend on what is asked for.
-        dtype = call.reduction.accumulator
+        dtype = call.reduction.accumulation_dtype
         every = state_kinds(call.loss, call.examples, frozenset(self.arguments.argnames))
         state = {name: state.get(name, placeholder(kind, dtype)) for name, kind in every.items()}
         nothing = jnp.zeros((), dtype)
@@ -227,7 +227,7 @@ class _Form:
         reduction, s = call.reduction, call.get("sample_weight")
         losses = call.times_class_factor(call.value(state))
         products_dtype = call.given[self.batched].dtype
-        rows, factor = reduction.by_losses(ct, losses, s, products_dtype)
+        rows, factor = reduction.losses_vjp(ct, losses, s, products_dtype)
         by_loss = factor * rows
         found: dict[str, Any] = call.cotangents(state, by_loss, needs_grad)
         if self.found_on_the_way(call):
@@ -240,7 +240,7 @@ class _Form:
         self.add_penalty(call, found, factor * jnp.sum(rows), needs_grad)
         penalty = reduction.split.over_columns(self.penalty(call))
         if s is not None:
-            found["sample_weight"] = reduction.by_sample_weight(ct, losses, s, penalty)
+            found["sample_weight"] = reduction.sample_weight_vjp(ct, losses, s, penalty)
         return tuple(found.get(name) for name in self.arguments.argnames)
 
     def add_penalty(
@@ -304,7 +304,7 @@ class _Linear(_Form):
 
     def scores(self, call: _Call) -> Array:
         weights, bias = call.given[self.weights], call.get(self.bias)
-        return linear_scores(weights, call.given["inputs"], bias, call.reduction.accumulator)
+        return linear_scores(weights, call.given["inputs"], bias, call.reduction.accumulation_dtype)
 
     def plan(self, call: _Call) -> Plan:
         (examples, features), columns = (call.given[n].shape for n in ("inputs", self.weights))
@@ -353,7 +353,9 @@ class _Linear(_Form):
         return self.sweep(call, by_loss * call.class_factor, needs, state=state)[1]
 
     def penalised_arrays(self, call: _Call) -> list[Array]:
-        return [call.given[name].astype(call.reduction.accumulator) for name in self.penalised]
+        return [
+            call.given[name].astype(call.reduction.accumulation_dtype) for name in self.penalised
+        ]
 
     def penalty(self, call: _Call) -> Any:
         """l2 ‖W‖², in an order that stays finite where ‖W‖² alone would overflow."""

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mcgrad._arrays import Array, product
+from mcgrad._arrays import Array, matmul
 from mcgrad._blocks import Block, Plan, loop_over_blocks, read_block, write_block
 from mcgrad._merge import Sum
+from mcgrad._mesh import WHOLE, MeshAxes, pvary, varying
 from mcgrad._reduction import closed_examples, finite, spare
-from mcgrad._split import WHOLE, Split, vary, varying
 
 __all__ = [
     "ScoreLoss",
@@ -170,7 +170,7 @@ class Scores(NamedTuple):
 
 def linear_scores(weights: Array, inputs: Array, bias: Array | None, dtype: Any) -> Array:
     """X Wᵀ + 1 biasᵀ of inputs (examples, features), accumulated in `dtype`."""
-    scores = product(inputs, weights.T, dtype)
+    scores = matmul(inputs, weights.T, dtype)
     return scores if bias is None else scores + bias[None]
 
 
@@ -208,7 +208,7 @@ def make_tile(
     data: Any,
     first: Any = 0,
     repeated: Array | None = None,
-    split: Split = WHOLE,
+    split: MeshAxes = WHOLE,
 ) -> Tile:
     """The tile of scores that begins at column `first` of all.
 
@@ -260,7 +260,7 @@ def sweep(
     *,
     gradients: bool = True,
     state: State | None = None,
-    split: Split = WHOLE,
+    split: MeshAxes = WHOLE,
 ) -> tuple[State, Named]:
     """The merged state that value and gradients need, and the gradients of Σ scale_i f_i.
 
@@ -287,7 +287,7 @@ class _TrueClass(NamedTuple):
     scores: Array  # s_t, (examples,)
 
     @classmethod
-    def of(cls, loss: ScoreLoss, data: Scores, dtype: Any, split: Split) -> "_TrueClass":
+    def of(cls, loss: ScoreLoss, data: Scores, dtype: Any, split: MeshAxes) -> "_TrueClass":
         columns = data.weights.shape[0]
         place = data.examples["true_class"] - split.first_column(columns)
         place = jnp.where((place >= 0) & (place < columns), place, columns)
@@ -320,7 +320,7 @@ class _Loop(NamedTuple):
     weight: Array
     plan: Plan
     needs: frozenset[str]
-    split: Split
+    split: MeshAxes
 
     def run(self, known: State | None, gradients: bool) -> tuple[State, Named]:
         """The merged state, unless it is known, and the gradients, if they are asked for."""
@@ -343,7 +343,7 @@ class _Loop(NamedTuple):
         kinds = state_kinds(self.loss, examples, self.needs) if known is None else {}
         start = (
             {name: self.zeros_of_state(kind) for name, kind in kinds.items()},
-            {name: vary(jnp.zeros(shape, self.scale.dtype), varying((data, self.scale)))
+            {name: pvary(jnp.zeros(shape, self.scale.dtype), varying((data, self.scale)))
              for name, shape in shapes.items()},
         )  # fmt: skip
         length = data.shape[0 if plan.by_examples else 1]
@@ -384,7 +384,7 @@ class _Loop(NamedTuple):
         """The state of no column, which varies over a mesh as the state of a tile does."""
         merged = self.complete and self.split.columns is not None
         like = (self.data.inputs, self.data.examples) if merged else (self.data, self.scale)
-        return vary(kind.start(self.data.shape[0], self.scale.dtype), varying(like))
+        return pvary(kind.start(self.data.shape[0], self.scale.dtype), varying(like))
 
     def step(self, carry: tuple[State, Named], block: Block) -> tuple[State, Named]:
         """One tile: its state joins that of the others, its part of the gradients their sums."""
@@ -450,11 +450,11 @@ class _Loop(NamedTuple):
             g = slopes.astype(x.dtype)
             parts: dict[str, Callable[[], Array]] = {
                 "weights": lambda: self.times_inputs(g, x, dtype),
-                "inputs": lambda: product(g, data.weights, dtype),
+                "inputs": lambda: matmul(g, data.weights, dtype),
                 "bias": lambda: jnp.sum(slopes, 0),
             }
             # A product over no examples at all does not vary over a mesh by itself.
-            return {name: vary(parts[name](), varying((data, slopes))) for name in names}
+            return {name: pvary(parts[name](), varying((data, slopes))) for name in names}
 
         def dense(shared: Named) -> Named:
             return _add(shared, products(slopes, x))
@@ -467,7 +467,7 @@ class _Loop(NamedTuple):
             part = parts.pop("inputs", None)
             added = _add(shared, parts)
             if part is not None:
-                fresh = vary(jnp.zeros(x.shape, dtype), varying(part))
+                fresh = pvary(jnp.zeros(x.shape, dtype), varying(part))
                 onto: Array = shared["inputs"] if "inputs" in shared else fresh
                 added["inputs"] = onto.at[chosen].add(part, mode="drop")
             return added
@@ -484,8 +484,8 @@ class _Loop(NamedTuple):
     def times_inputs(self, g: Array, x: Array, dtype: Any) -> Array:
         """Gᵀ X, as (XᵀG)ᵀ where the device's products do not contract the rows of both factors."""
         if self.plan.contracts_rows or self.plan.whole:
-            return product(g.T, x, dtype)
-        turned = product(lax.optimization_barrier(x.T), g, dtype)
+            return matmul(g.T, x, dtype)
+        turned = matmul(lax.optimization_barrier(x.T), g, dtype)
         return lax.optimization_barrier(turned).T
 
     @property

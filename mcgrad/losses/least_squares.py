@@ -32,7 +32,7 @@ from mcgrad._arguments import (
     Choice,
     Real,
 )
-from mcgrad._arrays import Array, ArrayLike, Float, power_of_two, product
+from mcgrad._arrays import Array, ArrayLike, Float, matmul, power_of_two
 from mcgrad._merge import Sum
 from mcgrad._modes import Rule, public
 from mcgrad._reduction import Reduction
@@ -129,8 +129,8 @@ def linear_least_squares_loss(
 
         ∂f/∂W = 2 r uᵀ    ∂f/∂u = 2 Wᵀr    ∂f/∂v = -2 r    ∂f/∂bias = 2 r
 
-    and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. The Hessian by W
-    is 2 uuᵀ ⊗ I. There are no ties and nothing for a `mu` to smooth.
+    and for sample weights s_i, ∂L/∂s_i = (f_i - L)/Σs under "mean", f_i otherwise. The Hessian
+    with respect to W is 2 uuᵀ ⊗ I. There are no ties and nothing for a `mu` to smooth.
 
     Args:
         weights: W, (outputs, features).
@@ -261,7 +261,7 @@ def _moment_equation(weights, moments, *, reduction):
 
 def _moment_forward(weights, moments, *, reduction):
     moments, share, scale = _scaled(moments, reduction)
-    half = product(weights, moments.inputs, weights.dtype) - moments.cross
+    half = matmul(weights, moments.inputs, weights.dtype) - moments.cross
     own = jnp.sum(weights * (half - moments.cross))
     total = reduction.split.over_columns(own) + moments.targets
     value = total * share

@@ -20,11 +20,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from mcgrad._arguments import MU, Argument, Arguments, Call, Option, Real
-from mcgrad._arrays import Array, ArrayLike, Float, accumulator, as_array, require
+from mcgrad._arrays import Array, ArrayLike, Float, accumulation_dtype, as_array, require
 from mcgrad._blocks import Block, device, even, loop_over_blocks, read_block, write_block
+from mcgrad._mesh import MeshAxes, zeros
 from mcgrad._modes import Rule, public
 from mcgrad._ramp import ramp, ramp_by_mu, slope
-from mcgrad._split import Split, zeros
 
 __all__ = ["squared_relu_norm"]
 
@@ -42,11 +42,11 @@ def _forward(x, mu, where, *, axis, reduction, needs_grad):
         value = _summed(split, x, axis).over_all(jnp.sum(jnp.square(a), axis))
         return value.astype(dtype), (x, mu, where)
     entries, counted = x.reshape(-1), None if where is None else where.reshape(-1)
-    sums = {"value": zeros((), accumulator(dtype), entries)}
+    sums = {"value": zeros((), accumulation_dtype(dtype), entries)}
     if "x" in needs_grad:
         sums["x"] = zeros(entries.shape, x.dtype, entries)
     if "mu" in needs_grad:
-        sums["mu"] = zeros((), accumulator(dtype), entries)
+        sums["mu"] = zeros((), accumulation_dtype(dtype), entries)
 
     def body(sums: dict[str, Array], block: Block) -> dict[str, Array]:
         mask, repeated = None if counted is None else read_block(counted, block), block.repeated
@@ -69,7 +69,7 @@ def _forward(x, mu, where, *, axis, reduction, needs_grad):
 
 def _backward(residuals, ct, *, axis, reduction, needs_grad):
     dtype = reduction.dtype
-    ct = ct.astype(accumulator(dtype))
+    ct = ct.astype(accumulation_dtype(dtype))
     x, mu, where = residuals
     if not _twice(mu, axis):
         by_x, _, by_mu = residuals
@@ -92,7 +92,7 @@ def _twice(mu: Array | None, axis: tuple[int, ...] | None) -> bool:
 
 def _counted(x: Array, where: Array | None, dtype: Any) -> Array:
     """The entries that count, the others 0, where value and slope are."""
-    x = x.astype(accumulator(dtype))
+    x = x.astype(accumulation_dtype(dtype))
     return x if where is None else jnp.where(where, x, 0)
 
 
@@ -163,12 +163,12 @@ def _layout(args, *, axis, **_):
     return {"x": spec, "where": spec}, jax.P(*kept)
 
 
-def _summed(split: Split, x: Array, axis: tuple[int, ...] | None) -> Split:
+def _summed(split: MeshAxes, x: Array, axis: tuple[int, ...] | None) -> MeshAxes:
     """The split of those axes of x that are summed over."""
     if axis is None:
         return split
     examples = split.examples if 0 in axis else None
-    return Split(examples, split.columns if x.ndim - 1 in axis else None)
+    return MeshAxes(examples, split.columns if x.ndim - 1 in axis else None)
 
 
 _rule = Rule(

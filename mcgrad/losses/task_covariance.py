@@ -173,8 +173,8 @@ def task_covariance_penalty(
         ∂G/∂W = ridge W + coupling S    ∂G/∂Omega = -(coupling/2) SᵀS
         ∂G/∂ridge = ‖W‖²/2              ∂G/∂coupling = (W:S)/2
 
-    The Hessian by each row of W is ridge I + coupling Omega⁻¹. G is smooth: there are no ties and
-    nothing for a `mu` to smooth. It is defined on the symmetric part of Omega, for which the
+    The Hessian with respect to each row of W is ridge I + coupling Omega⁻¹. G is smooth: there are
+    no ties and nothing for a `mu` to smooth. It is defined on the symmetric part of Omega, for which the
     gradient is the symmetric one.
 
     Args:

@@ -1,6 +1,6 @@
 """One device's part of a loss, and sums over all parts.
 
-Split over a mesh, every device runs the same closed form on its own part of
+MeshAxes over a mesh, every device runs the same closed form on its own part of
 
     the examples   the first axis of the inputs
     the columns    classes, outputs or hidden units: the first axis of the weights
@@ -21,14 +21,14 @@ from jax.sharding import AxisType
 
 from mcgrad._arrays import Array
 
-__all__ = ["WHOLE", "Layout", "Split", "automatic", "vary", "varying", "zeros"]
+__all__ = ["WHOLE", "Layout", "MeshAxes", "automatic", "pvary", "varying", "zeros"]
 
-# (specs of the arguments that are split, by name; spec of the value), with the fields of Split for
-# the names of mesh axes. Every other argument is on all devices.
+# (specs of the arguments that are split, by name; spec of the value), with the fields of `MeshAxes`
+# for the names of mesh axes. Every other argument is on all devices.
 Layout = Callable[..., tuple[dict[str, Any], jax.P]]
 
 
-class Split(NamedTuple):
+class MeshAxes(NamedTuple):
     """The mesh axes over which examples and columns are split; None where they are whole."""
 
     examples: str | None = None
@@ -60,7 +60,7 @@ class Split(NamedTuple):
         return 0 if self.columns is None else lax.axis_index(self.columns) * own
 
 
-WHOLE = Split()
+WHOLE = MeshAxes()
 
 
 def varying(arrays: Any) -> frozenset[str]:
@@ -69,7 +69,7 @@ def varying(arrays: Any) -> frozenset[str]:
     return frozenset[str]().union(*(of_leaf.varying for of_leaf in types))
 
 
-def vary(arrays: Any, axes: frozenset[str]) -> Any:
+def pvary(arrays: Any, axes: frozenset[str]) -> Any:
     """The arrays, varying over these axes too: what comes back to one is summed over them."""
 
     def cast(leaf: Any) -> Any:
@@ -81,7 +81,7 @@ def vary(arrays: Any, axes: frozenset[str]) -> Any:
 
 def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> Array:
     """Zeros that vary over a mesh as `like` does, which the carry of a loop over it has to do."""
-    return vary(jnp.zeros(shape, dtype), varying(like))
+    return pvary(jnp.zeros(shape, dtype), varying(like))
 
 
 def automatic(function: Callable[..., Any]) -> Callable[..., Any]:
