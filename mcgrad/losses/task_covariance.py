@@ -174,8 +174,8 @@ def task_covariance_penalty(
         ∂G/∂ridge = ‖W‖²/2              ∂G/∂coupling = (W:S)/2
 
     The Hessian with respect to each row of W is ridge I + coupling Omega⁻¹. G is smooth: there are
-    no ties and nothing for a `mu` to smooth. It is defined on the symmetric part of Omega, for which the
-    gradient is the symmetric one.
+    no ties and nothing for a `mu` to smooth. It is defined on the symmetric part of Omega, for
+    which the gradient is the symmetric one.
 
     Args:
         weights: W, (features, tasks), a column a task.
