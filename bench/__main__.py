@@ -1,4 +1,4 @@
-"""The command line: `python -m bench [CASE…] [--quick] [--json FILE] [--plot FILE] …`."""
+"""The command line: `python -m bench [CASE…] [--quick] [--json FILE] [--compare FILE] …`."""
 
 import argparse
 import importlib
@@ -21,18 +21,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["JAX_PLATFORMS"] = options.device
     # PyTorch needs a part of the same accelerator's memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from bench import run
+    # Compilations are timed: none may come from an earlier run.
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    from bench import compare, records, report, run
 
-    return run.run(
-        options.cases,
-        quick=options.quick,
-        dtype=options.dtype,
-        rounds=options.rounds,
-        seconds=options.seconds,
-        json_file=options.json,
-        plot_file=options.plot,
-        growth_file=options.growth,
-    )
+    try:
+        earlier = [records.read(file) for file in options.compare]
+    except ValueError as error:
+        raise SystemExit(f"python -m bench: --compare: {error}") from None
+    if len(earlier) < 2:
+        measured = run.run(
+            options.cases,
+            quick=options.quick,
+            dtype=options.dtype,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            json_file=options.json,
+            plot_file=options.plot,
+            growth_file=options.growth,
+        )
+        earlier.append(measured)
+    if options.compare:
+        old, new = earlier
+        console = report.console()
+        console.print(compare.side_by_side(old, new))
+        for line in compare.differences(old, new):
+            console.print(line)
+    return 0
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
@@ -60,6 +75,14 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--growth", type=Path, metavar="FILE", help="sweep the sizes too, and draw time and memory"
     )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar=("OLD", "NEW"),
+        help="show an earlier run, written by --json, beside this one; of two, nothing is measured",
+    )
     parser.add_argument("--device", help="a platform of JAX: cpu, cuda, tpu (default: JAX's own)")
     parser.add_argument("--dtype", choices=("float32", "bf16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5, help="of each case, at least (default: 5)")
@@ -69,6 +92,8 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.rounds < 2:
         parser.error("--rounds: quartiles need at least 2")
+    if len(options.compare) > 2:
+        parser.error("--compare: expected one or two files; the names of cases come before it")
     return options
 
 

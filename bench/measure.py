@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from bench.records import Absent, Figures, Sides
+
 SAMPLE = 0.02  # Seconds of one sample: a short call is repeated to fill it.
 PAUSE = 0.005  # Seconds in which the threads of the side before fall asleep.
 
@@ -25,34 +27,21 @@ class Contender(NamedTuple):
     wrt: tuple[int, ...] | None
     framework: str = "jax"  # or "torch", "torch.compile"
     note: str = ""  # In what it is not the same loss as the others.
-
-
-class Figures(NamedTuple):
-    """What was measured of a contender; `difference` is the relative one from mcgrad's results."""
-
-    median: float
-    quartiles: tuple[float, float]
-    rounds: int
-    compile_seconds: float | None
-    temporaries: int | None
-    difference: float | None
-    note: str
-
-
-class Absent(NamedTuple):
-    """Why a contender was not measured."""
-
-    reason: str
+    # What is timed, of JAX: a "compiled" call, an "eager" one, outside `jax.jit`, or the "first"
+    # one, which traces and compiles.
+    call: str = "compiled"
 
 
 class Ready(NamedTuple):
-    """A contender that has been compiled and has run once."""
+    """A contender that can be timed."""
 
     run: Callable[[], Any]
-    compile_seconds: float | None
-    temporaries: int | None
-    difference: float | None
-    note: str
+    evaluate: Callable[[], Any]  # its value and gradients, where they are not what `run` returns
+    compile_seconds: float | None = None
+    temporaries: int | None = None
+    forget: Callable[[], None] | None = None  # before each run, and not timed
+    difference: float | None = None
+    note: str = ""
 
 
 class Rounds(NamedTuple):
@@ -65,7 +54,7 @@ class Rounds(NamedTuple):
 
 def measure(
     contenders: Iterable[Contender], rounds: Rounds, *, compile_torch: bool = True
-) -> dict[str, Figures | Absent]:
+) -> Sides:
     """Time the contenders in turn. The first is the reference for the results of the others."""
     sides: dict[str, Ready | Absent] = {}
     reference = None
@@ -85,7 +74,7 @@ def measure(
         same = contender.wrt is not None and not contender.note
         difference = _difference(results, reference) if same else None
         sides[contender.name] = ready._replace(difference=difference)
-    samples = _in_turn({n: s.run for n, s in sides.items() if isinstance(s, Ready)}, rounds)
+    samples = _in_turn({n: s for n, s in sides.items() if isinstance(s, Ready)}, rounds)
     return {
         name: side if isinstance(side, Absent) else _figures(side, samples[name])
         for name, side in sides.items()
@@ -93,27 +82,62 @@ def measure(
 
 
 def _ready(contender: Contender) -> tuple[Ready, list[np.ndarray]]:
-    prepare = _jax if contender.framework == "jax" else _torch
-    run, compile_seconds, temporaries = prepare(contender)
+    if contender.framework == "jax":
+        ready = {"compiled": _compiled, "eager": _eager, "first": _first}[contender.call](contender)
+    else:
+        ready = _torch(contender)
     start = time.perf_counter()
-    results = [_array(x) for x in jax.tree.leaves(run())]
+    results = [_array(x) for x in jax.tree.leaves(ready.evaluate())]
     if contender.framework == "torch.compile":
-        compile_seconds = time.perf_counter() - start
-    return Ready(run, compile_seconds, temporaries, None, contender.note), results
+        ready = ready._replace(compile_seconds=time.perf_counter() - start)
+    return ready._replace(note=contender.note), results
 
 
-def _jax(contender: Contender) -> tuple[Callable[[], Any], float, int | None]:
+def _differentiated(contender: Contender) -> Callable[..., Any]:
     function, wrt = contender.function, contender.wrt
-    jitted = jax.jit(jax.value_and_grad(function, wrt) if wrt else function)
+    return jax.value_and_grad(function, wrt) if wrt else function
+
+
+def _compiled(contender: Contender) -> Ready:
+    jitted = jax.jit(_differentiated(contender))
+    seconds, _, temporaries = _compile(contender, jitted)
+
+    def run() -> Any:
+        return jax.block_until_ready(jitted(*contender.arguments))
+
+    return Ready(run, run, seconds, temporaries)
+
+
+def _eager(contender: Contender) -> Ready:
+    function = _differentiated(contender)
+
+    def run() -> Any:
+        return jax.block_until_ready(function(*contender.arguments))
+
+    return Ready(run, run)
+
+
+def _first(contender: Contender) -> Ready:
+    """Tracing and compiling, by a JAX that has forgotten all it has traced and compiled before."""
+
+    def run() -> tuple[float, Any, int | None]:
+        return _compile(contender, jax.jit(_differentiated(contender)))
+
+    jax.clear_caches()
+    seconds, program, temporaries = run()
+    return Ready(run, lambda: program(*contender.arguments), seconds, temporaries, jax.clear_caches)
+
+
+def _compile(contender: Contender, jitted: Any) -> tuple[float, Any, int | None]:
+    """Seconds, the program, and the bytes of its temporaries, where the compiler says them."""
     start = time.perf_counter()
-    compiled = jitted.lower(*contender.arguments).compile()
+    program = jitted.lower(*contender.arguments).compile()
     seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    temporaries = None if memory is None else memory.temp_size_in_bytes
-    return lambda: jax.block_until_ready(jitted(*contender.arguments)), seconds, temporaries
+    memory = program.memory_analysis()
+    return seconds, program, None if memory is None else memory.temp_size_in_bytes
 
 
-def _torch(contender: Contender) -> tuple[Callable[[], Any], None, None]:
+def _torch(contender: Contender) -> Ready:
     import torch
 
     torch.set_num_threads(cores())
@@ -132,7 +156,7 @@ def _torch(contender: Contender) -> tuple[Callable[[], Any], None, None]:
         wait()
         return value.detach(), *gradients
 
-    return run, None, None
+    return Ready(run, run)
 
 
 def cores() -> int:
@@ -152,11 +176,14 @@ def _difference(results: list[np.ndarray], reference: list[np.ndarray]) -> float
     )
 
 
-def _in_turn(runs: dict[str, Callable[[], Any]], rounds: Rounds) -> dict[str, list[float]]:
+def _in_turn(sides: dict[str, Ready], rounds: Rounds) -> dict[str, list[float]]:
     """Seconds per call, one sample per round; each round begins with another side."""
-    calls = {name: math.ceil(SAMPLE / _seconds(run, 1)) for name, run in runs.items()}
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    names = list(runs)
+    calls = {
+        name: 1 if side.forget else math.ceil(SAMPLE / _seconds(side, 1))
+        for name, side in sides.items()
+    }
+    samples: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
     start = time.perf_counter()
     for number in range(rounds.most):
         if number >= rounds.least and time.perf_counter() - start > rounds.seconds:
@@ -164,14 +191,16 @@ def _in_turn(runs: dict[str, Callable[[], Any]], rounds: Rounds) -> dict[str, li
         first = number % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(PAUSE)
-            samples[name].append(_seconds(runs[name], calls[name]))
+            samples[name].append(_seconds(sides[name], calls[name]))
     return samples
 
 
-def _seconds(run: Callable[[], Any], calls: int) -> float:
+def _seconds(side: Ready, calls: int) -> float:
+    if side.forget:
+        side.forget()
     start = time.perf_counter()
     for _ in range(calls):
-        run()
+        side.run()
     return (time.perf_counter() - start) / calls
 
 

@@ -3,55 +3,25 @@
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import report
-from bench.cases import CASES, SWEEPS, Case, Goal, Sizes, Sweep
-from bench.measure import Absent, Figures, Rounds, cores, measure
+from bench import records, report
+from bench.cases import CASES, SWEEPS, Case, Sweep
+from bench.measure import Rounds, cores, measure
+from bench.records import Goal, Point, Result, Run, Sides, Verdict
 
 DTYPES = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 PACKAGES = "mcgrad", "jax", "jaxlib", "optax", "torch", "numpy"
 MOST_ROUNDS = 30
 QUICK = Rounds(2, 2, 0.0)
 GROWTH = Rounds(3, 9, 0.5)
-
-Sides = dict[str, Figures | Absent]
-
-
-class Verdict(NamedTuple):
-    """A goal beside what was measured; None where a side is absent."""
-
-    goal: str
-    measured: float | None
-    met: bool | None
-
-
-class Result(NamedTuple):
-    case: str
-    sizes: Sizes
-    dtype: str
-    facts: dict[str, float]
-    sides: Sides
-    goals: list[Verdict]
-
-
-class Point(NamedTuple):
-    """One size of a sweep."""
-
-    loss: str
-    axis: str
-    value: int
-    sizes: Sizes
-    sides: Sides
 
 
 def run(
@@ -64,10 +34,9 @@ def run(
     json_file: Path | None,
     plot_file: Path | None,
     growth_file: Path | None,
-) -> int:
+) -> Run:
     """Measure the cases, print the tables, write the files."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=120)
+    console = report.console()
     on_cpu = jax.default_backend() == "cpu"
     cases = [case for case in _chosen(names) if quick or not (case.accelerator and on_cpu)]
     for file in filter(None, (json_file, plot_file, growth_file)):
@@ -77,27 +46,30 @@ def run(
 
     turns = QUICK if quick else Rounds(rounds, max(rounds, MOST_ROUNDS), seconds)
     columns = TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn()
+    measured = Run(machine, quick, [], [])
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        results = []
         task = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(task, description=case.name)
-            results.append(_case(case, dtype, turns, quick))
+            measured.cases.append(_case(case, dtype, turns, quick))
             # After every case: an interrupted run keeps what it has measured.
-            _write(json_file, machine, quick, results)
+            if json_file:
+                records.write(json_file, measured)
             progress.advance(task)
-        points = _sweeps(quick, dtype, progress) if growth_file else []
+        if growth_file:
+            measured.growth.extend(_sweeps(quick, dtype, progress))
 
-    console.print(report.table(results))
-    console.print(report.goals(results))
-    for line in report.remarks(results):
+    console.print(report.table(measured.cases))
+    console.print(report.goals(measured.cases))
+    for line in report.remarks(measured.cases):
         console.print(line)
-    _write(json_file, machine, quick, results, points)
+    if json_file:
+        records.write(json_file, measured)
     if plot_file:
-        report.picture(results, machine).savefig(plot_file)
+        report.picture(measured).savefig(plot_file)
     if growth_file:
-        report.growth(points, machine).savefig(growth_file)
-    return 0
+        report.growth(measured).savefig(growth_file)
+    return measured
 
 
 def _chosen(names: Sequence[str]) -> list[Case]:
@@ -111,25 +83,25 @@ def _chosen(names: Sequence[str]) -> list[Case]:
 def _case(case: Case, dtype: str, rounds: Rounds, quick: bool) -> Result:
     sizes = case.toy if quick else case.sizes
     dtype = "bf16" if case.accelerator else dtype
-    problem = case.build(DTYPES[dtype], **sizes)
-    sides = measure(problem.contenders, rounds, compile_torch=not quick)
+    arguments = case.problem.draw(DTYPES[dtype], **sizes)
+    sides = measure(case.problem.sides(*arguments), rounds, compile_torch=not quick)
     goals = [verdict(goal, sides) for goal in case.goals]
-    return Result(case.name, sizes, dtype, problem.facts, sides, goals)
+    return Result(case.name, sizes, dtype, case.problem.facts(*arguments), sides, goals)
 
 
 def verdict(goal: Goal, sides: Sides) -> Verdict:
     """Whether the goal is met, and by what ratio."""
     figure = "median" if goal.figure == "time" else "temporaries"
-    chosen = [report.best(sides, name) for name in (goal.side, goal.over) if name]
+    chosen = [records.best(sides, name) for name in (goal.side, goal.over) if name]
     values = [getattr(side, figure) for side in chosen if side is not None]
     if len(values) < len(chosen) or None in values:
-        return Verdict(report.words(goal), None, None)
+        return Verdict(goal, None, None)
+    own, other = values if goal.over else (values[0], 1)
     if goal.over and goal.figure == "temporaries":
-        values = [value + 1 for value in values]  # A byte each: 0 of 0 is a ratio of 1.
-    measured = values[0] / values[1] if goal.over else values[0]
+        own, other = own + 1, other + 1  # A byte each: 0 of 0 is a ratio of 1.
     if goal.faster:
-        return Verdict(report.words(goal), 1 / measured, 1 / measured >= goal.bound)
-    return Verdict(report.words(goal), measured, measured <= goal.bound)
+        return Verdict(goal, other / own, other / own >= goal.bound)
+    return Verdict(goal, own / other, own <= goal.bound * other + goal.allowance)
 
 
 def _sweeps(quick: bool, dtype: str, progress: Progress) -> list[Point]:
@@ -144,9 +116,9 @@ def _point(sweep: Sweep, value: int, quick: bool, dtype: str) -> Point:
     sizes = sweep.sizes | {sweep.axis: value}
     if quick:
         sizes = {axis: min(size, 16) for axis, size in sizes.items()}
-    contenders = sweep.build(DTYPES[dtype], **sizes).contenders
+    contenders = sweep.problem.sides(*sweep.problem.draw(DTYPES[dtype], **sizes))
     # The first formulation of autodiff only, under its plain name.
-    first = {c.name.split()[0]: c for c in reversed(contenders)}
+    first = {c.name.partition(" (")[0]: c for c in reversed(contenders)}
     sides = [first[name]._replace(name=name) for name in ("mcgrad", "autodiff", "floor")]
     return Point(sweep.loss, sweep.axis, value, sizes, measure(sides, QUICK if quick else GROWTH))
 
@@ -176,24 +148,3 @@ def _version(package: str) -> str | None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return importlib.metadata.version(package)
     return None
-
-
-def _write(
-    file: Path | None,
-    machine: dict[str, Any],
-    quick: bool,
-    results: list[Result],
-    points: Sequence[Point] = (),
-) -> None:
-    if file:
-        figures = {"machine": machine, "quick": quick, "cases": results, "growth": points}
-        file.write_text(json.dumps(_plain(figures), indent=1) + "\n")
-
-
-def _plain(x: Any) -> Any:
-    """Named tuples as dictionaries, all the way down."""
-    if hasattr(x, "_asdict"):
-        return _plain(x._asdict())
-    if isinstance(x, dict):
-        return {key: _plain(value) for key, value in x.items()}
-    return [_plain(value) for value in x] if isinstance(x, (list, tuple)) else x

@@ -29,7 +29,9 @@ from rich.table import Table
 
 import mcgrad
 from bench.collectives import Message, messages
+from bench.records import size
 from mcgrad import _blocks
+from mcgrad.checking import jsonable
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 SIMULATED = 512
@@ -406,17 +408,10 @@ def summary(points: list[Point]) -> Table:
         measured, formula = (
             sum(on_the_wire(given, mesh).values()) for given in (program.given, point.formula)
         )
-        agree = "equal" if program.given == point.formula else f"[red]{_size(formula)}[/]"
-        figures = f"{mesh.devices}", _size(measured), agree, _size(program.temporaries)
+        agree = "equal" if program.given == point.formula else f"[red]{size(formula)}[/]"
+        figures = f"{mesh.devices}", size(measured), agree, size(program.temporaries)
         table.add_row(point.loss, point.scaling, point.split, *figures)
     return table
-
-
-def _size(size: float) -> str:
-    for unit, bytes in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= bytes:
-            return f"{size / bytes:.3g} {unit}"
-    return f"{size:.0f} B"
 
 
 def write(file: Path, points: list[Point], cases: list[Case]) -> None:
@@ -425,18 +420,15 @@ def write(file: Path, points: list[Point], cases: list[Case]) -> None:
         "device": f"simulated: compiled for {jax.devices()[0].device_kind}",
         "versions": {name: version(name) for name in ("mcgrad", "jax", "jaxlib")},
     }
-    figures = {"machine": facts, "points": points, "million": cases, "sizes": MILLION}
+    # A mesh is written as its shape.
+    figures = {
+        "machine": facts,
+        "points": [point._replace(mesh=tuple(point.mesh)) for point in points],
+        "million": [case._replace(mesh=tuple(case.mesh)) for case in cases],
+        "sizes": MILLION,
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(_plain(figures), indent=1) + "\n")
-
-
-def _plain(x: Any) -> Any:
-    """Named tuples as dictionaries, all the way down; a mesh as its shape."""
-    if hasattr(x, "_asdict") and not isinstance(x, Mesh):
-        return _plain(x._asdict())
-    if isinstance(x, dict):
-        return {key: _plain(value) for key, value in x.items()}
-    return [_plain(value) for value in x] if isinstance(x, (list, tuple)) else x
+    file.write_text(json.dumps(jsonable(figures), indent=1) + "\n")
 
 
 def draw(points: list[Point], file: Path) -> None:

@@ -10,11 +10,19 @@ import numpy as np
 from mcgrad._modes import plain
 from mcgrad.checking._checks import CHECKS as _CHECKS
 from mcgrad.checking._checks import check_reference
-from mcgrad.checking._report import CheckSummary, Finding, GradientReport, aligned
+from mcgrad.checking._report import CheckSummary, Finding, GradientReport, aligned, jsonable
 from mcgrad.checking._run import Run
 from mcgrad.checking._subject import Subject, attempt
 
-__all__ = ["CHECKS", "CheckSummary", "Finding", "GradientReport", "aligned", "check_gradients"]
+__all__ = [
+    "CHECKS",
+    "CheckSummary",
+    "Finding",
+    "GradientReport",
+    "aligned",
+    "check_gradients",
+    "jsonable",
+]
 
 CHECKS = tuple(_CHECKS)
 """The names of the checks, in the order in which they run."""

@@ -1,10 +1,12 @@
 """What a check found: findings, a summary per check, and what was not covered."""
 
 import html
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["CheckSummary", "Finding", "GradientReport", "aligned"]
+__all__ = ["CheckSummary", "Finding", "GradientReport", "aligned", "jsonable"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class GradientReport:
 
         NaN and infinities, which JSON cannot, are strings.
         """
-        return {"ok": self.ok, **_plain(asdict(self))}
+        return {"ok": self.ok, **jsonable(asdict(self))}
 
     def __str__(self) -> str:
         count = len(self.findings)
@@ -176,11 +178,15 @@ def _html_table(rows: list[list[str]]) -> str:
     return f"<table><thead>{line(rows[0], 'th')}</thead><tbody>{body}</tbody></table>"
 
 
-def _plain(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: _plain(value) for key, value in x.items()}
+def jsonable(x: Any) -> Any:
+    """The same as dictionaries, lists, strings and numbers: what JSON can hold.
+
+    Named tuples become dictionaries; NaN and infinities, which JSON cannot hold, become strings.
+    """
+    if hasattr(x, "_asdict"):
+        return jsonable(x._asdict())
+    if isinstance(x, Mapping):
+        return {key: jsonable(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
-        return [_plain(value) for value in x]
-    if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))):
-        return str(x)
-    return x
+        return [jsonable(value) for value in x]
+    return str(x) if isinstance(x, float) and not math.isfinite(x) else x
