@@ -19,7 +19,7 @@ def side_by_side(old: Run, new: Run) -> Table:
     for before, after in _pairs(old, new):
         own = [best(result.sides, "mcgrad") for result in (before, after)]
         medians = [side and side.median for side in own]
-        changed = medians[1] / medians[0] if all(medians) else None
+        changed = own[1].median / own[0].median if own[0] and own[1] else None
         held = [side and side.temporaries for side in own]
         table.add_row(
             before.case,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mcgrad
+from mcgrad.audit import has_smooth_variant
 
 
 def is_real(x):
@@ -53,11 +54,6 @@ class Case(NamedTuple):
         return call, params
 
 
-def has_smooth_twin(name):
-    example_args = mcgrad.LOSSES[name].example_args
-    return "mu" in example_args(jax.random.key(0), (2,), jnp.float32, smooth=True)[1]
-
-
 def has_examples(name):
     return "reduction" in inspect.signature(mcgrad.LOSSES[name]).parameters and "moment" not in name
 
@@ -65,7 +61,7 @@ def has_examples(name):
 CASES = [
     Case(name, smooth, batch)
     for name in mcgrad.LOSSES
-    for smooth in ([False, True] if has_smooth_twin(name) else [False])
+    for smooth in ([False, True] if has_smooth_variant(name) else [False])
     for batch in ([(), (6,)] if has_examples(name) else [(2,)])
 ]
 
@@ -73,7 +69,7 @@ REDUCED = [
     Case(name, smooth, (2, 3), (("reduction", reduction),))
     for name in mcgrad.LOSSES
     if has_examples(name)
-    for smooth in ([False, True] if has_smooth_twin(name) else [False])
+    for smooth in ([False, True] if has_smooth_variant(name) else [False])
     for reduction in ("sum", "none")
 ]
 

@@ -10,7 +10,14 @@ import numpy as np
 from mcgrad._modes import plain
 from mcgrad.checking._checks import CHECKS as _CHECKS
 from mcgrad.checking._checks import check_reference
-from mcgrad.checking._report import CheckSummary, Finding, GradientReport, aligned, jsonable
+from mcgrad.checking._report import (
+    CheckSummary,
+    Finding,
+    GradientErrors,
+    GradientReport,
+    aligned,
+    jsonable,
+)
 from mcgrad.checking._run import Run
 from mcgrad.checking._subject import Subject, attempt
 
@@ -18,6 +25,7 @@ __all__ = [
     "CHECKS",
     "CheckSummary",
     "Finding",
+    "GradientErrors",
     "GradientReport",
     "aligned",
     "check_gradients",
@@ -111,7 +119,7 @@ def check_gradients(
         **kwargs: keyword arguments of `fun`.
 
     Returns:
-        A `GradientReport`: `.ok`, `.findings`, `.judged`, `str()`, `.to_dict()`,
+        A `GradientReport`: `.ok`, `.findings`, `.gradients`, `.judged`, `str()`, `.to_dict()`,
         `.raise_for_findings()`.
 
     Raises:
@@ -167,6 +175,7 @@ def check_gradients(
         seed,
         tuple(findings),
         run.summaries(CHECKS),
+        run.gradient_errors(),
         tuple(run.kinks),
         run.not_covered(),
         run.judged,

@@ -86,6 +86,7 @@ def check_reference(run: Run, reference: Subject, is_given: bool) -> None:
         if judged and all(j.slope.kink and j.verdict != "wrong" for j in judged):
             run.kinks.append(f"{leaf}: the reference has another slope there")
             continue
+        run.record_error("reference", i, distance(got, expected), expected)
         run.compare(
             "reference",
             got,

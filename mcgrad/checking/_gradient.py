@@ -54,6 +54,9 @@ def check_differences(run: Run) -> None:
         everything = [*(j for _, j in judged[i]), *coordinates[i].values()]
         for check in ("differences", "kinks"):
             record(run, check, *everything)
+        judged_ones = [j for j in everything if j.is_judged]
+        errors = np.array([j.slope.distance(j.predicted) for j in judged_ones])
+        run.record_error("differences", i, errors, np.array([j.nearest for j in judged_ones]))
         if any(j.is_judged for j in everything):
             run.count("coverage", 0.0, 1.0)
         _note_kinks_and_gaps(run, i, judged[i], coordinates[i], full)
@@ -101,12 +104,7 @@ def _expected(run: Run, i: int, coordinates: dict[int, Judgement]) -> np.ndarray
     gradient = run.gradient[i].ravel().copy()
     for k, j in coordinates.items():
         if j.verdict == "wrong":
-            gradient[k] = (
-                np.clip(j.predicted, j.slope.low, j.slope.high)
-                if (np.isfinite(j.predicted))
-                else j.slope.value
-            )
-            gradient[k] /= run.scales[i].ravel()[k]
+            gradient[k] = j.nearest / run.scales[i].ravel()[k]
     return gradient.reshape(run.point[i].shape)
 
 
@@ -159,8 +157,6 @@ def _report_wrong(
     elif _right_for_equal_cotangents(run, i, worst):
         check = "cotangent"
         sentence = f"right for equal cotangents, wrong where they differ by output: {sentence}"
-    nearest = np.clip(j.predicted, j.slope.low, j.slope.high)
-    nearest = nearest if np.isfinite(nearest) else j.slope.value
     error = j.slope.distance(j.predicted)
     check = check if run.on(check) else "differences"
     if not run.on(check):
@@ -171,7 +167,7 @@ def _report_wrong(
         leaf,
         np.unravel_index(worst, leaf.shape),
         got=j.predicted / size,
-        expected=nearest / size,
+        expected=j.nearest / size,
         error=error / size,
         tolerance=j.allowed / size,
     )

@@ -28,6 +28,13 @@ class Judgement:
     def is_judged(self) -> bool:
         return self.verdict in ("right", "wrong", "blunt")
 
+    @property
+    def nearest(self) -> float:
+        """The derivative that differences allow and that lies nearest to the predicted one."""
+        if not np.isfinite(self.predicted):
+            return self.slope.value
+        return float(np.clip(self.predicted, self.slope.low, self.slope.high))
+
 
 def judge(
     run: Run,

@@ -109,6 +109,8 @@ def _narrow_errors(run: Run, dtype: Any, own: Any, result: Any) -> dict[int, tup
         tolerance = tolerance + 8 * moves[i] + 2 * largest(moves[i]) + 16 * eps * natural
         tolerance = tolerance + 16 * least + np.abs(contributed[i])
         error = distance(got, expected)
+        if dtype is None:
+            run.record_error("dtypes", i, error, expected)
         judged = np.isfinite(expected)
         if half:  # float16 overflows soon, and the function may be right to
             judged &= np.isfinite(got)

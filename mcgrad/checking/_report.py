@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["CheckSummary", "Finding", "GradientReport", "aligned", "jsonable"]
+__all__ = ["CheckSummary", "Finding", "GradientErrors", "GradientReport", "aligned", "jsonable"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,30 @@ class CheckSummary:
 
 
 @dataclass(frozen=True)
+class GradientErrors:
+    """How far the gradient of one array lies from what it was compared with.
+
+    An error is relative: the norm of the difference, divided by the norm of what is right. It is
+    None where nothing was compared.
+
+    Attributes:
+        argument: the argument that the array belongs to.
+        leaf: its path inside a pytree argument, "" for an array.
+        reference: against the reference, by autodiff.
+        differences: against differences, along all directions that could be judged.
+        own_dtype: in the dtype of the array, against the gradient in float64.
+        ok: whether nothing was found to be wrong with it.
+    """
+
+    argument: str
+    leaf: str
+    reference: float | None
+    differences: float | None
+    own_dtype: float | None
+    ok: bool
+
+
+@dataclass(frozen=True)
 class GradientReport:
     """The result of `check_gradients`. It prints as a table; in a notebook it shows as one.
 
@@ -69,6 +93,7 @@ class GradientReport:
         seed: the seed of all random choices.
         findings: what is wrong, in the order of the checks.
         checks: one summary per check.
+        gradients: the errors of the gradient of each array, as far as the checks compared them.
         kinks: places where the function has a kink and the gradient lies between its slopes.
         not_covered: what the checks could not judge, and why.
         judged: whether the gradient was compared at all: with differences or with a reference where
@@ -79,6 +104,7 @@ class GradientReport:
     seed: int
     findings: tuple[Finding, ...]
     checks: tuple[CheckSummary, ...]
+    gradients: tuple[GradientErrors, ...]
     kinks: tuple[str, ...]
     not_covered: tuple[str, ...]
     judged: bool

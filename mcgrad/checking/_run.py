@@ -10,7 +10,7 @@ import numpy as np
 
 from mcgrad.checking._diagnosis import diagnose
 from mcgrad.checking._differences import Ladder, Slope, slope
-from mcgrad.checking._report import CheckSummary, Finding
+from mcgrad.checking._report import CheckSummary, Finding, GradientErrors
 from mcgrad.checking._subject import Leaf, Subject, attempt, calls_host, draws, precision
 
 __all__ = ["EPS", "Run", "distance", "floats", "largest", "natural_scale"]
@@ -61,6 +61,7 @@ class Run:
         self.counts: dict[str, int] = {}
         self.knows_gradient = False  # whether any of it was judged by differences or a reference
         self.worst: dict[str, float] = {}
+        self.errors: dict[tuple[str, int], float] = {}  # relative ones, by check and leaf
         self._set_precision(rtol)
 
     # What everything is compared at.
@@ -356,6 +357,16 @@ class Run:
             worst = float(np.nan_to_num(ratio, nan=np.inf, posinf=np.inf).max())
             self.worst[check] = max(self.worst.get(check, 0.0), worst)
 
+    def record_error(self, check: str, i: int, error: np.ndarray, expected: np.ndarray) -> None:
+        """The relative error of the gradient of leaf i, where it could be compared at all."""
+        compared = np.isfinite(expected)
+        if compared.any() and (check, i) not in self.errors:
+            # Of the largest: the square of a small number is zero.
+            unit = largest(expected) or 1.0
+            norms = [np.linalg.norm(x[compared] / unit) for x in (error, expected)]
+            relative = norms[0] / norms[1] if norms[1] else np.inf if norms[0] else 0.0
+            self.errors[check, i] = float(relative)
+
     def compare(
         self,
         check: str,
@@ -404,6 +415,18 @@ class Run:
             )
             for check in checks
         )
+
+    def gradient_errors(self) -> tuple[GradientErrors, ...]:
+        wrong = {(finding.argument, finding.leaf) for finding in self.findings}
+
+        def of(i: int, leaf: Leaf) -> GradientErrors:
+            reference, differences, own_dtype = (
+                self.errors.get((check, i)) for check in ("reference", "differences", "dtypes")
+            )
+            place = leaf.argument, leaf.path
+            return GradientErrors(*place, reference, differences, own_dtype, place not in wrong)
+
+        return tuple(of(i, leaf) for i, leaf in enumerate(self.leaves))
 
     @property
     def judged(self) -> bool:

@@ -61,6 +61,28 @@ def test_dictionary_is_json_and_complete() -> None:
     assert [check["check"] for check in again["checks"]] == list(CHECKS)
 
 
+def test_errors_of_each_gradient() -> None:
+    """Half a gradient is off by half of it, in norm; what is not compared has no error."""
+
+    def both(f):
+        return lambda p: f(p["x"]) + jnp.sum(p["y"])
+
+    pytree = {"x": X, "y": X}
+    report = check_gradients(
+        both(HALVED), pytree, reference=both(cubic), checks=("reference", "differences", "dtypes")
+    )
+    x, y = report.gradients
+    assert (x.argument, x.leaf, x.ok) == ("p", "['x']", False)
+    assert x.reference == pytest.approx(1 / 2) and x.differences == pytest.approx(1 / 2)
+    # It is as wrong in float64, so that float32 is right about it.
+    assert x.own_dtype is not None and x.own_dtype < 1e-6
+    assert (y.argument, y.leaf, y.ok) == ("p", "['y']", True)
+    assert y.reference == 0 and y.differences is not None and y.differences < 1e-9
+    (alone,) = quickly(HALVED, X).gradients
+    assert alone.reference is None and alone.own_dtype is None
+    assert alone.differences == pytest.approx(1 / 2)
+
+
 def test_raise_for_findings() -> None:
     report = quickly(HALVED, X)
     with pytest.raises(AssertionError) as caught:
