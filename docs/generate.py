@@ -1,10 +1,15 @@
-"""What the pages show and nobody types: the curves, the tables of the bench, the notebooks."""
+"""What the pages show and nobody types: curves, tables of the bench and of arguments, notebooks."""
 
+import inspect
 from pathlib import Path
+from typing import Any
 
 import figures
+import jax
+import jax.numpy as jnp
 from sphinx.application import Sphinx
 
+import mcgrad
 from bench import records
 from bench.records import FLOORS, PEERS, Figures, Result
 
@@ -27,10 +32,10 @@ def row(case: Result) -> list[str]:
     return [f"`{case.case}`: {sizes}", records.seconds(own.median), *ratios, *temporaries]
 
 
-def table(rows: list[list[str]]) -> str:
-    """A Markdown table whose columns after the first are flush right."""
+def table(rows: list[list[str]], others: str = "--:") -> str:
+    """A Markdown table whose columns after the first are flush right, unless others say else."""
     head, *body = rows
-    rule = ["---", *("--:" for _ in head[1:])]
+    rule = ["---", *(others for _ in head[1:])]
     lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
     return "\n".join(["```{table}", ":class: bench", "", *lines, "```"])
 
@@ -59,6 +64,43 @@ Measured {run.machine["date"]} with Python {run.machine["python"]}, {versions}; 
 """
 
 
+def arguments(loss: Any) -> str:
+    """What a loss states of each of its arrays."""
+    rows = [["argument", "shape", "numbers", "range"]]
+    for name, argument in loss.rule.arguments.arrays.items():
+        shape = f"({', '.join(argument.names)}{',' * (len(argument.names) == 1)})"
+        rows.append([f"`{name}`", shape.replace("*", r"\*"), argument.kind, argument.range])
+    return f"### `{loss.__name__}`\n\n{table(rows, '---')}\n"
+
+
+def split(loss: Any) -> dict[str, list[str]]:
+    """The arrays that a mesh splits along the examples, and along the columns."""
+    args, options = loss.example_args(jax.random.key(0), (2,), jnp.float32, smooth=False)
+    call = inspect.signature(loss).bind(*args, **options)
+    call.apply_defaults()
+    rule = loss.rule
+    checked = rule.arguments.check(*call.arguments.values())
+    canonical, known = rule.arguments.canonicalize(*checked)
+    specs, _ = rule.layout(canonical, **known)
+    found = {"examples": [], "columns": []}
+    for name in specs:
+        for path, spec in jax.tree_util.tree_leaves_with_path(specs[name]):
+            full = name + jax.tree_util.keystr(path)
+            for axis in jax.tree.leaves(tuple(spec)):
+                found[axis].append(f"`{full}`")
+    return found
+
+
+def mesh() -> str:
+    """What of every loss a mesh splits."""
+    rows = [["loss", "split along `model_axis`", "along `batch_axis`"]]
+    for name, loss in mcgrad.LOSSES.items():
+        columns, along = loss.rule.arguments.columns, split(loss)
+        by = f", by {columns}" if columns else ", by the last axis"
+        rows.append([f"`{name}`", ", ".join(along["columns"]) + by, ", ".join(along["examples"])])
+    return table(rows, "---")
+
+
 def write(path: Path, text: str) -> None:
     """Write a page, unless it is already as it should be: its time tells Sphinx what changed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +115,9 @@ def generate(app: Sphinx) -> None:
     # The results of `bench scaling` are on a page of their own.
     results = [run for run in runs if run.stem != "scaling"]
     write(docs / "generated" / "bench.md", "\n".join(map(bench, results)))
+    stated = "\n".join(map(arguments, mcgrad.LOSSES.values()))
+    write(docs / "generated" / "arguments.md", stated)
+    write(docs / "generated" / "mesh.md", mesh())
     sources = {file.name: file for file in sorted((docs.parent / "notebooks").glob("*.ipynb"))}
     for file in (docs / "notebooks").glob("*.ipynb"):
         if file.name not in sources:

@@ -173,7 +173,7 @@ class Scalar(Argument):
         return x >= self.least if self.above is None else x > self.above
 
     def check_with_others(self, name: str, x: Any, call: "Call") -> Any:
-        if isinstance(x, jax.Array) or self.dtype == "own":
+        if isinstance(x, jax.Array):
             return x
         dtype = accumulation_dtype(call.dtype)
         if isinstance(x, np.ndarray) and is_kind(x, jnp.floating):
@@ -382,10 +382,6 @@ class Arguments:
     def argnames(self) -> tuple[str, ...]:
         """The names of the arguments of the closed form, in order."""
         return tuple(self.arrays)
-
-    @property
-    def static_argnames(self) -> tuple[str, ...]:
-        return tuple(self.options)
 
     def with_batch(self, name: str) -> bool:
         return BATCH in self.arrays[name].names

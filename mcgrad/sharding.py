@@ -47,7 +47,7 @@ def shard(
         weston_watkins_loss           classes: scores
         linear_least_squares_loss     outputs: weights, bias, targets
         moment_least_squares_loss     outputs: weights, moments.cross    yes
-        logistic_network_loss         hidden units: all three weights
+        logistic_network_loss         hidden units: hidden_weights, hidden_bias, output_weights
         task_covariance_penalty       rows (features): weights           yes
         squared_relu_norm             the last axis of x                 (its first axis)
 

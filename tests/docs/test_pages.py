@@ -5,6 +5,7 @@ import io
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 import mcgrad
@@ -70,3 +71,15 @@ def test_every_page_is_in_the_table_of_contents():
     trees = re.findall(r"```{toctree}\n(.*?)```", PAGES["index.md"], re.DOTALL)
     listed = {line for tree in trees for line in tree.split("\n") if line and line[0] != ":"}
     assert {page.removesuffix(".md") for page in PAGES} - {"index"} == listed - {"notebooks/*"}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, loss in mcgrad.LOSSES.items() if loss.rule.arguments.columns]
+)
+def test_shard_names_what_is_split_along_the_columns(name):
+    arguments, split = mcgrad.LOSSES[name].rule.arguments, set()
+    for argument, stated in arguments.arrays.items():
+        for path, spec in jax.tree_util.tree_leaves_with_path(stated.spec(arguments.columns)):
+            split |= {argument + jax.tree_util.keystr(path)} if "columns" in tuple(spec) else set()
+    row = re.search(rf"^ +{name} +[^:]*: (.*?)(?: +yes)?$", str(mcgrad.shard.__doc__), re.MULTILINE)
+    assert row and set(row.group(1).split(", ")) == split
